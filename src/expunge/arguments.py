@@ -1,0 +1,76 @@
+"""`UnlearningArguments`: the Trainer's arguments with defaults for unlearning, and a few of our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+
+def bf16_pays() -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass
+class UnlearningArguments(TrainingArguments):
+    """Settings of a run.
+
+    Differences from `TrainingArguments`: a step limit always exists, the batch size counts rows *per
+    data set*, gradients are not clipped (a normalised direction has its length already), and compute
+    is bf16 where the machine has it, always over fp32 master weights.
+
+    Args:
+        template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
+            space, `auto` takes the template if there is one.
+        max_length: Tokens per record at most; longer responses are cut. None: the model's context.
+        check_every: Optimizer steps between looks at whether the forget records are forgotten.
+        check_rows: Forget (and holdout) rows per look, fixed for the run.
+        diagnose_every: A method with constant weights needs no gradient per objective; every so many
+            steps they are computed all the same, for the log. 0 never does.
+    """
+
+    output_dir: str | None = "expunge-output"
+    per_device_train_batch_size: int = 8
+    learning_rate: float = 3e-5
+    lr_scheduler_type: str = "constant"
+    max_steps: int = 200
+    max_grad_norm: float = 0.0
+    optim: str = "adamw_torch_fused"
+    logging_steps: int | float = 1
+    save_strategy: SaveStrategy | str = "steps"
+    save_steps: int | float = 100
+    save_total_limit: int | None = 1
+    report_to: str | list[str] | None = "none"
+    disable_tqdm: bool | None = True
+    remove_unused_columns: bool = False
+    bf16: bool = field(default_factory=bf16_pays)
+    template: Literal["auto", "chat", "none"] = "auto"
+    max_length: int | None = None
+    check_every: int = 10
+    check_rows: int = 64
+    diagnose_every: int = 10
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.max_steps < 1:
+            raise ValueError(
+                f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
+            )
+        if self.check_every < 1 or self.check_rows < 1 or self.diagnose_every < 0:
+            raise ValueError(
+                "`check_every` and `check_rows` must be at least 1 and `diagnose_every` at least 0; "
+                f"got {self.check_every}, {self.check_rows}, {self.diagnose_every}."
+            )
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """Compute precision of training and of measurements that need no finer one."""
+        return "bf16" if self.bf16 else "fp32"

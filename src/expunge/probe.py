@@ -1,0 +1,107 @@
+"""Measuring the retain loss without disturbing the run.
+
+Full precision whatever the training precision, dropout off, no gradient, no random number drawn;
+parameters and optimizer state are bit-identical afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from expunge.logits import label_positions, select_logits
+from expunge.objectives import TokenLogits
+from expunge.step_sizes import Line
+
+Batch = Mapping[str, Tensor]
+
+
+def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:
+    """One forward pass; logits at label positions only."""
+    positions = label_positions(batch["labels"])
+    return TokenLogits(
+        logits=select_logits(model, batch["input_ids"], batch["attention_mask"], positions),
+        targets=batch["labels"][:, 1:][positions[:, :-1]],
+        rows=positions.nonzero()[:, 0],
+    )
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in the parameters' own precision; every module's mode is put back.
+
+    Mixed precision replaces `model.forward` on the instance; inside, the class's own one runs.
+    """
+    training = [module for module in model.modules() if module.training]
+    mixed = vars(model).pop("forward", None)
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        if mixed is not None:
+            vars(model)["forward"] = mixed
+
+
+def row_losses(model: nn.Module, batches: Sequence[Batch]) -> Float[Tensor, " r"]:
+    """Mean NLL of every row (nats per label token, float64, on the CPU), in the order given."""
+    with undisturbed(model):
+        return torch.cat([_row_means(token_logits(model, batch), len(batch["labels"])) for batch in batches])
+
+
+def row_tokens(batches: Sequence[Batch]) -> Float[Tensor, " r"]:
+    """Label tokens of every row."""
+    return torch.cat([label_positions(batch["labels"]).sum(1).double().cpu() for batch in batches])
+
+
+def measure_line(
+    parameters: Sequence[Tensor],
+    before: Sequence[Tensor],
+    zero: Float[Tensor, " r"],
+    losses: Callable[[], Float[Tensor, " r"]],
+    tokens: Float[Tensor, " r"],
+) -> Line:
+    """Losses at k = −1, 0, +1 on one and the same rows, just after the optimizer's step.
+
+    The optimizer has moved once, so its state is what it would be without the measurement; the
+    reflected point is reached by arithmetic, and the parameters are put back bit for bit.
+
+    Args:
+        parameters: At θ − ηu.
+        before: Copies of the parameters at θ.
+        zero: Losses at θ.
+        losses: Measures the rows at the current parameters.
+        tokens: Label tokens of each row.
+    """
+    plus = losses()
+    after = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, old, new in zip(parameters, before, after, strict=True):
+                parameter.copy_(old + (old - new))
+        minus = losses()
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), after)
+    return Line(minus=minus, zero=zero, plus=plus, tokens=tokens)
+
+
+def rescale_step(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
+    """Move from θ − ηu to θ − factor·ηu: what the optimizer would have done at factor·η."""
+    if factor != 1.0:
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old + (parameter - old) * factor)
+
+
+def _row_means(tokens: TokenLogits, rows: int) -> Float[Tensor, " r"]:
+    nll = -tokens.target_log_probs.double()
+    sums = torch.zeros(rows, dtype=torch.float64, device=nll.device).index_add_(0, tokens.rows, nll)
+    counts = torch.bincount(tokens.rows, minlength=rows).clamp(min=1)
+    return (sums / counts).cpu()

@@ -1,0 +1,215 @@
+"""The typed, versioned record of one run: everything the report shows, and nothing it must guess.
+
+This module knows no model, no data and no plot. It is written to `record.json`; `report` reads
+only that file. A change that an older reader cannot understand raises `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from expunge.errors import UsageError
+
+SCHEMA_VERSION: Final = 1
+
+Stage = Literal["before", "after", "control"]
+
+
+class Entry(BaseModel):
+    """A part of the record: unknown fields are refused, infinities and NaN survive JSON."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", frozen=True)
+
+
+class DataEntry(Entry):
+    """One data set as it was read."""
+
+    source: str
+    sha256: str = Field(description="hash of the file's bytes, or of the canonical rows if there is no file")
+    rows: int
+    duplicates: int = Field(0, description="rows that repeat an earlier row of the same set")
+    fields: dict[str, str] = Field(default_factory=dict, description="prompt/response -> name in the source")
+
+
+class ModelEntry(Entry):
+    """One model: where it came from, and the hash of its weights."""
+
+    source: str
+    sha256: str = Field(description="hash over names, shapes, dtypes and bytes of all weights")
+    parameters: int
+    dtype: str
+
+
+class Environment(Entry):
+    """Machine and software that the numbers were measured with."""
+
+    platform: str
+    python: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    accelerators: list[str] = Field(default_factory=list)
+    packages: dict[str, str]
+
+
+class Step(Entry):
+    """One optimizer step. Quantities that the step did not compute are None (or absent)."""
+
+    step: int
+    learning_rate: float
+    losses: dict[str, float] = Field(description="objective -> mean value, in the sign that is minimised")
+    weights: dict[str, float] = Field(description="objective -> weight in the combined gradient")
+    gradient_norms: dict[str, float] = Field(
+        default_factory=dict, description="objective -> norm of its gradient"
+    )
+    cosines: dict[str, float] = Field(
+        default_factory=dict, description="'a,b' -> cosine between the gradients of objectives a and b"
+    )
+    update_cosines: dict[str, float] = Field(
+        default_factory=dict,
+        description="objective -> cosine between its gradient and minus the applied change; > 0: it falls",
+    )
+    tokens: int = Field(description="real (unpadded) tokens processed by this step")
+    seconds: float
+    repair: bool = Field(False, description="a retain-only step, because the retain budget was exceeded")
+
+
+class Probe(Entry):
+    """One measurement of the retain loss by the step size rule or the retain budget (nats per token)."""
+
+    step: int
+    retain_loss: float
+    standard_error: float = Field(description="paired standard error of retain_loss - loss at start")
+    slope: float | None = Field(None, description="a = (L(-1) - L(+1)) / 2, per step of eta")
+    slope_error: float | None = Field(None, description="paired standard error of the slope")
+    curvature: float | None = Field(None, description="b = L(+1) + L(-1) - 2 L(0)")
+    learning_rate_before: float
+    learning_rate_after: float
+    decision: str = Field(description="what the rule did and why, e.g. 'newton', 'shrink: a <= 0', 'repair'")
+
+
+class Check(Entry):
+    """One look at whether the forget records are forgotten already."""
+
+    step: int
+    forget_nll: float
+    forget_leak: float = Field(description="share of forget responses that are reproduced exactly")
+    control: Literal["holdout", "swap"]
+    control_nll: float = Field(description="NLL of the holdout, or of swapped responses to the prompts")
+    control_leak: float | None = None
+    preference: float | None = Field(
+        None, description="share of (record, swap) pairs whose true response is likelier"
+    )
+    met: bool
+
+
+class Stop(Entry):
+    """Why the run ended."""
+
+    reason: Literal["forgotten", "learned", "step-limit", "retain-budget", "diverged", "interrupted"]
+    sentence: str
+    step: int
+    restored_step: int | None = Field(
+        None, description="the earlier step whose state was returned, if not the last"
+    )
+
+
+class Metric(Entry):
+    """A value with its 95 % bootstrap interval over n records. Shares and probabilities are in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Evaluation(Entry):
+    """Metrics of one model: split -> metric -> value."""
+
+    splits: dict[str, dict[str, Metric]]
+    seconds: float
+    scored_tokens: int
+    generated_tokens: int
+
+
+class Sample(Entry):
+    """One record with what each model said about it."""
+
+    split: str
+    prompt: str
+    response: str
+    generations: dict[Stage, str] = Field(default_factory=dict)
+    nll: dict[Stage, float] = Field(default_factory=dict)
+    leaked: dict[Stage, bool] = Field(default_factory=dict)
+
+
+class RunRecord(Entry):
+    """One run of a verb, whole."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    expunge_version: str
+    kind: Literal["run", "finetune", "evaluate", "demo"]
+    created: str = Field(description="ISO 8601, UTC")
+    configuration: dict[str, Any]
+    seed: int
+    method: str | None = None
+    data: dict[str, DataEntry] = Field(default_factory=dict)
+    models: dict[str, ModelEntry] = Field(default_factory=dict, description="before, after, control")
+    environment: Environment
+    history: list[Step] = Field(default_factory=list)
+    probes: list[Probe] = Field(default_factory=list)
+    checks: list[Check] = Field(default_factory=list)
+    stop: Stop | None = None
+    evaluations: dict[Stage, Evaluation] = Field(default_factory=dict)
+    samples: list[Sample] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict, description="phase -> wall seconds")
+    peak_memory_bytes: int = 0
+    notes: list[str] = Field(default_factory=list, description="what a reader must know, e.g. duplicates")
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write `record.json` into `folder` atomically: the file is whole or absent."""
+    return write_atomically(folder / "record.json", record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a `record.json`, or the one in a folder.
+
+    Raises:
+        UsageError: The file is missing, is not a record, or was written by a newer schema.
+    """
+    file = path / "record.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+            raise UsageError(
+                f"{file} must have schema version {SCHEMA_VERSION}; it has {raw.get('schema_version')!r}. "
+                "Read it with the version of expunge that wrote it."
+            )
+        return RunRecord.model_validate(raw)
+    except FileNotFoundError:
+        raise UsageError(f"{file} does not exist. Name the --output folder of a finished run.") from None
+    except (ValidationError, ValueError) as error:
+        raise UsageError(f"{file} is not a run record: {error}") from None
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write `text` to `path` through a temporary file in the same folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path

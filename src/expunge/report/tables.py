@@ -1,0 +1,187 @@
+"""The record's numbers and texts, arranged as the page's tables show them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from expunge.record import Metric, RunRecord, Sample, Stage
+from expunge.report.spans import Overlap, Piece, overlap
+from expunge.report.text import clip
+from expunge.report.wording import (
+    ABSENT,
+    METRICS,
+    SPLITS,
+    STAGES,
+    interval_text,
+    stage_titles,
+    value_text,
+    words,
+)
+
+MOST_SAMPLES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric's value and interval as text; a dash when it was not measured."""
+
+    value: str = ABSENT
+    interval: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One split of one metric, a cell per stage."""
+
+    split: str
+    records: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTable:
+    """One metric with a row per split."""
+
+    name: str
+    meaning: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one model said to a sample's prompt; an empty label means that it was not asked."""
+
+    stage: str
+    pieces: tuple[Piece, ...]
+    cut: int
+    label: str
+    leaked: bool
+    nll: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A sample with everything that was said about it; `cut` counts the characters left out."""
+
+    prompt: str
+    prompt_cut: int
+    response: str
+    response_cut: int
+    said: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleGroup:
+    """The samples of one split, of the `whole` number of records that it has, if known."""
+
+    split: str
+    stages: tuple[str, ...]
+    rows: tuple[SampleRow, ...]
+    whole: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A run's history in a few totals."""
+
+    steps: int
+    repairs: int
+    tokens: int
+    seconds: float
+    decisions: tuple[tuple[str, int], ...]
+    checks: int
+
+
+def stages(record: RunRecord) -> list[Stage]:
+    """The stages that were evaluated, in their natural order."""
+    return [stage for stage in STAGES if stage in record.evaluations]
+
+
+def metric_tables(record: RunRecord) -> list[MetricTable]:
+    """One table per metric, the known ones first in their own order."""
+    evaluations = record.evaluations.values()
+    found = dict.fromkeys(name for e in evaluations for metrics in e.splits.values() for name in metrics)
+    names = [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+    return [MetricTable(words(name).name, words(name).meaning, _rows(record, name)) for name in names]
+
+
+def _rows(record: RunRecord, name: str) -> tuple[Row, ...]:
+    found = dict.fromkeys(split for e in record.evaluations.values() for split in e.splits)
+    splits = [split for split in SPLITS if split in found] + [split for split in found if split not in SPLITS]
+    rows = ((split, [_metric(record, stage, split, name) for stage in stages(record)]) for split in splits)
+    return tuple(
+        Row(split, _counts(metrics), tuple(_cell(name, found) for found in metrics))
+        for split, metrics in rows
+        if any(metrics)
+    )
+
+
+def _metric(record: RunRecord, stage: Stage, split: str, name: str) -> Metric | None:
+    return record.evaluations[stage].splits.get(split, {}).get(name)
+
+
+def _counts(metrics: list[Metric | None]) -> str:
+    counts = dict.fromkeys(str(found.n) for found in metrics if found)
+    return " / ".join(counts)
+
+
+def _cell(name: str, found: Metric | None) -> Cell:
+    return Cell(value_text(name, found.value), interval_text(name, found)) if found else Cell()
+
+
+def sample_groups(record: RunRecord) -> list[SampleGroup]:
+    """The samples by split: forget first, at most `MOST_SAMPLES` of each."""
+    splits = dict.fromkeys(sample.split for sample in record.samples)
+    ordered = [split for split in SPLITS if split in splits] + [s for s in splits if s not in SPLITS]
+    return [_group(record, split) for split in ordered]
+
+
+def _group(record: RunRecord, split: str) -> SampleGroup:
+    shown = [sample for sample in record.samples if sample.split == split][:MOST_SAMPLES]
+    titles = {
+        stage: title
+        for stage, title in stage_titles(record).items()
+        if any(stage in s.generations for s in shown)
+    }
+    rows = tuple(_sample_row(sample, titles) for sample in shown)
+    whole = record.data[split].rows if split in record.data else None
+    return SampleGroup(split, tuple(titles.values()), rows, whole)
+
+
+def _sample_row(sample: Sample, titles: Mapping[Stage, str]) -> SampleRow:
+    said = tuple(_said(sample, stage, title) for stage, title in titles.items())
+    return SampleRow(*clip(sample.prompt), *clip(sample.response), said)
+
+
+def _said(sample: Sample, stage: Stage, title: str) -> Said:
+    if stage not in sample.generations:
+        return Said(title, (), 0, "", False, None)
+    generation, cut = clip(sample.generations[stage])
+    found = overlap(clip(sample.response)[0], generation, clip(sample.prompt)[0])
+    leaked = sample.leaked.get(stage, False)
+    return Said(title, found.pieces, cut, _label(leaked, found), leaked, sample.nll.get(stage))
+
+
+def _label(leaked: bool, found: Overlap) -> str:
+    if leaked:
+        return "reproduced in full"
+    return (
+        f"shares {found.shared_words} of {found.response_words} words"
+        if found.shared_words
+        else "not reproduced"
+    )
+
+
+def course(record: RunRecord) -> Course:
+    """Totals over the history."""
+    return Course(
+        steps=len(record.history),
+        repairs=sum(step.repair for step in record.history),
+        tokens=sum(step.tokens for step in record.history),
+        seconds=math.fsum(step.seconds for step in record.history),
+        decisions=tuple(Counter(probe.decision for probe in record.probes).most_common(12)),
+        checks=len(record.checks),
+    )

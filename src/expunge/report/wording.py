@@ -1,0 +1,208 @@
+"""How the page words numbers, metrics, splits and stages."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from markupsafe import Markup, escape
+
+from expunge.record import Metric, RunRecord, Stage
+
+SPACE = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+ABSENT = "\N{EM DASH}"
+
+STAGES: dict[Stage, str] = {"before": "Before", "after": "After", "control": "Control"}
+SPLITS = ("forget", "holdout", "retain")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How a metric is called, what it means in one sentence, and how its values are written."""
+
+    name: str
+    meaning: str
+    kind: Literal["share", "number"] = "number"
+
+    @property
+    def inline(self) -> str:
+        """The name inside a sentence."""
+        return self.name if self.name[:2].isupper() else self.name[:1].lower() + self.name[1:]
+
+
+INTERVALS = (
+    f"In brackets: 95{SPACE}% bootstrap intervals. The records of a set are drawn again with replacement, "
+    f"many times; the interval holds the middle 95{SPACE}% of the results. Records of one person (or other "
+    "group, where they name one) are drawn together. Where every record scores 0, or every one 1, the exact "
+    "interval of Clopper and Pearson stands instead. Intervals cover the choice of records, not that of the "
+    "seed. The number beside a set counts its records."
+)
+LEAK = "leak"
+METRICS: dict[str, Words] = {
+    LEAK: Words(
+        "Exact leak",
+        "Share of records whose response the model writes out word for word (but for case, spacing and "
+        "closing punctuation) when given the prompt. On the retain set: how often it is exactly right.",
+        "share",
+    ),
+    "reproduced": Words(
+        "Reproduced token by token",
+        "Share of records where every token of the response is the likeliest after the true ones before it.",
+        "share",
+    ),
+    "rouge_l_recall": Words(
+        "ROUGE-L recall", "Share of the response's words that come back in the right order: 0 none, 1 all."
+    ),
+    "probability": Words(
+        "Response probability", "Probability of the true response per token (geometric mean): 0 to 1."
+    ),
+    "nll": Words(
+        "Negative log-likelihood",
+        "In nats per token of the true response: 0 certain, higher less likely.",
+    ),
+    "truth_ratio": Words(
+        "Truth ratio",
+        "How likely other records' responses are beside the true one: 0 sure of the truth, 0.5 no "
+        "preference, 1 against it.",
+    ),
+    "membership_loss_auc": Words(
+        "Membership attack by loss",
+        "Chance that a forget record looks more familiar to the model than a holdout record: 0.5 cannot be "
+        "told apart, 1 always told. Below 0.5, forget looks less familiar than what was never seen: a trace "
+        "of its own.",
+    ),
+    "membership_min_k_auc": Words(
+        "Membership attack by min-k", "The same, by the least likely fifth of each response's tokens."
+    ),
+}
+
+
+def stage_titles(record: RunRecord) -> dict[Stage, str]:
+    """How the stages are called; the one model of an evaluation came before nothing."""
+    alone = record.kind == "evaluate" and len(record.evaluations) == 1
+    return dict.fromkeys(STAGES, "Model") if alone else STAGES
+
+
+def words(metric: str) -> Words:
+    """The wording of a metric; one that this page does not know keeps its own name."""
+    return METRICS.get(metric, Words(metric.replace("_", " "), ""))
+
+
+def percent(value: float) -> str:
+    """A share as a percentage: never rounded to 0 or 100 unless it is exactly that."""
+    return f"{_percent_digits(value)}{SPACE}%" if math.isfinite(value) else number(value)
+
+
+def _percent_digits(value: float) -> str:
+    scaled = 100 * value
+    whole = round(scaled)
+    if whole in (0, 100) and not math.isclose(scaled, whole, abs_tol=1e-9):
+        tenth = min(max(round(scaled, 1), 0.1), 99.9) if 0 < scaled < 100 else round(scaled, 1)
+        return _signed(f"{tenth:.1f}")
+    return _signed(str(whole))
+
+
+def number(value: float) -> str:
+    """A number with three significant digits; powers of ten only where they help."""
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return power(value)
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return _signed(f"{value:,.{min(digits, 3 if abs(value) < 0.1 else 2)}f}")
+
+
+def power(value: float) -> str:
+    """A number in scientific notation as one writes it: 3×10⁻⁵."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    factor = mantissa.removesuffix(".0")
+    return f"10{raised}" if factor == "1" else f"{_signed(factor)}×10{raised}"
+
+
+def _signed(digits: str) -> str:
+    return digits.replace("-", MINUS)
+
+
+def value_text(metric: str, value: float) -> str:
+    """A metric's value in its own unit."""
+    return percent(value) if words(metric).kind == "share" else number(value)
+
+
+def interval_text(metric: str, found: Metric) -> str:
+    """A metric's interval, e.g. `[0–9]` for a share of 0 % to 9 %."""
+    if math.isnan(found.low) or math.isnan(found.high):
+        return "[no interval]"
+    share = words(metric).kind == "share" and math.isfinite(found.low) and math.isfinite(found.high)
+    low, high = (_percent_digits(v) if share else number(v) for v in (found.low, found.high))
+    between = " to " if MINUS in low + high else DASH
+    return f"[{low}{between}{high}]"
+
+
+def with_interval(metric: str, found: Metric) -> str:
+    """Value and interval, e.g. `3 % [0–9]`."""
+    return f"{value_text(metric, found.value)} {interval_text(metric, found)}"
+
+
+def duration(seconds: float) -> str:
+    """A wall time that a person can read."""
+    if not math.isfinite(seconds) or seconds < 60:
+        return f"{number(seconds)}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{SPACE}h {minutes:02d}{SPACE}min" if hours else f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest binary unit that leaves at least 1."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(amount) < 1024:
+            return f"{number(amount)}{SPACE}{unit}"
+        amount /= 1024
+    return f"{number(amount)}{SPACE}GiB"
+
+
+def whole(count: int) -> str:
+    """A count with thousands separated."""
+    return f"{count:,}"
+
+
+_BRACKETS = re.compile(r"\[[^\[\]]{1,24}\]")
+
+
+def unbroken(text: str) -> Markup:
+    """`text`, escaped, with its intervals kept on one line."""
+    return Markup(_BRACKETS.sub(r'<span class="whole">\g<0></span>', str(escape(text))))
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name, escaped, that may be broken after its dots and underscores."""
+    return Markup(re.sub(r"[._]", r"\g<0><wbr>", str(escape(name))))
+
+
+def settings(configuration: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested configuration as dotted keys with their values, in the order it was written."""
+    rows: list[tuple[str, str]] = []
+    for key, value in configuration.items():
+        if isinstance(value, dict) and value:
+            rows += settings(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _setting(value)))
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if value is None or value == "" or value == [] or value == {}:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_setting(item) for item in value)
+    return str(value)

@@ -1,0 +1,235 @@
+"""One run of a verb: its options, what it has measured so far, and the record it ends in."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge import output
+from expunge.arguments import UnlearningArguments
+from expunge.benchmarks import records as benchmark
+from expunge.collate import encode
+from expunge.environment import environment, installed, peak_memory
+from expunge.models import context_length, load_model, load_tokenizer, save_model, weights_hash
+from expunge.progress import Reporter, Silent
+from expunge.record import DataEntry, ModelEntry, RunRecord, Stage, write_record
+from expunge.records import Records
+from expunge.report import write_report
+from expunge.unlearner import Unlearner
+
+ModelSource = str | Path | PreTrainedModel
+Kind = Literal["run", "finetune", "evaluate", "demo"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb leaves behind.
+
+    Args:
+        model: In memory, in fp32.
+        tokenizer: Its tokenizer.
+        record: Everything measured.
+        folder: Where `model/`, `record.json` and `report.html` are; None when nothing was written.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    record: RunRecord
+    folder: Path | None
+
+    @property
+    def report(self) -> Path | None:
+        """The page, if one was written."""
+        return self.folder / "report.html" if self.folder else None
+
+
+@dataclass
+class Run:
+    """The part that all verbs share: what was given, what was measured, how long it took.
+
+    Args:
+        kind: The verb.
+        args: Settings.
+        sets: Data set -> records.
+        folder: Output folder; None writes nothing.
+        reporter: Is told of every phase.
+    """
+
+    kind: Kind
+    args: UnlearningArguments
+    sets: dict[str, Records]
+    folder: Path | None = None
+    reporter: Reporter = field(default_factory=Silent)
+    models: dict[str, ModelEntry] = field(default_factory=dict)
+    evaluated: dict[Stage, benchmark.Evaluated] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall time of what happens inside to `timings[phase]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[phase] = self.timings.get(phase, 0.0) + time.perf_counter() - start
+
+    def load(
+        self, model: ModelSource, tokenizer: PreTrainedTokenizerBase | None, stage: str
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Tokenizer first, then everything that can be refused without the model, then the model."""
+        with self.timed("load"):
+            if isinstance(model, PreTrainedModel):
+                if tokenizer is None:
+                    raise ValueError("`tokenizer` must be given with a model in memory; got None.")
+                self._check_lengths(tokenizer, getattr(model.config, "max_position_embeddings", None))
+                source, loaded = model.config.name_or_path or type(model).__name__, model
+            else:
+                tokenizer = tokenizer or load_tokenizer(model)
+                self._check_lengths(tokenizer, context_length(model))
+                source, loaded = str(model), load_model(model)
+            self.describe(stage, source, loaded)
+            return loaded, tokenizer
+
+    def describe(self, stage: str, source: str, model: PreTrainedModel) -> None:
+        """Note where a model came from and the hash of its weights."""
+        self.models[stage] = ModelEntry(
+            source=source,
+            sha256=weights_hash(model),
+            parameters=sum(p.numel() for p in model.parameters()),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+
+    def evaluate(self, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Score and generate on all sets."""
+        total = sum(map(len, self.sets.values()))
+        with self.timed(f"evaluate {stage}"), self.reporter.phase(f"Evaluating ({stage})", total) as advance:
+            self.evaluated[stage] = benchmark.evaluate(
+                model,
+                tokenizer,
+                self.sets,
+                template=self.args.template,
+                max_length=self.args.max_length,
+                precision=self.args.precision,
+                seed=self.args.seed,
+                progress=lambda done: advance(done, ""),
+            )
+
+    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the model into the output folder, if there is one."""
+        if self.folder:
+            with self.timed("save"):
+                save_model(model, tokenizer, self.folder / "model")
+
+    def record(self, configuration: Mapping[str, Any], unlearner: Unlearner | None = None) -> RunRecord:
+        """Everything known, as a record; written with its page when there is an output folder."""
+        state = unlearner.monitor.state if unlearner else None
+        record = RunRecord(
+            expunge_version=installed("expunge") or "0",
+            kind=self.kind,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            configuration=dict(configuration),
+            seed=self.args.seed,
+            method=unlearner.method.name if unlearner else None,
+            data={name: _data_entry(records) for name, records in self.sets.items()},
+            models=self.models,
+            environment=environment(),
+            history=state.steps if state else [],
+            probes=state.probes if state else [],
+            checks=state.checks if state else [],
+            stop=state.stop if state else None,
+            evaluations={stage: found.evaluation for stage, found in self.evaluated.items()},
+            samples=benchmark.samples(self.evaluated, self.sets),
+            timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
+            peak_memory_bytes=peak_memory(),
+            notes=[*self.notes, *_duplicate_notes(self.sets)],
+        )
+        if self.folder:
+            write_record(record, self.folder)
+            write_report(record, self.folder)
+        return record
+
+    def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
+        for name, records in self.sets.items():
+            encode(
+                records,
+                tokenizer,
+                template=self.args.template,
+                max_length=self.args.max_length,
+                context=context,
+                name=name,
+            )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a verb that are not settings of the training.
+
+    Args:
+        output: Folder for `model/`, `record.json`, `report.html`; None writes nothing.
+        resume: Continue the interrupted run in `output`.
+        overwrite: Replace an earlier run in `output`.
+        claimed: The caller has claimed `output` already and may have put files there.
+        evaluate: Measure before and after.
+        control: A model that never saw the forget records, measured as well.
+        prompt_field: Name of the prompt in the data; None finds the usual names.
+        response_field: Name of the response in the data.
+        target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
+        kind: The verb in the record.
+        reporter: Is told of every phase.
+    """
+
+    output: str | Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    claimed: bool = False
+    evaluate: bool = True
+    control: ModelSource | None = None
+    prompt_field: str | None = None
+    response_field: str | None = None
+    target_loss: float = 0.05
+    kind: Kind = "run"
+    reporter: Reporter = field(default_factory=Silent)
+
+    @classmethod
+    def take(cls, settings: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+        """Split options of the verb from the rest."""
+        mine = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in settings.items() if k in mine}), {
+            k: v for k, v in settings.items() if k not in mine
+        }
+
+
+def claim(options: RunOptions) -> Path | None:
+    """The output folder, made ready; None where nothing is written."""
+    if options.output is None:
+        return None
+    if options.claimed:
+        return Path(options.output)
+    return output.claim(Path(options.output), resume=options.resume, overwrite=options.overwrite)
+
+
+def _data_entry(records: Records) -> DataEntry:
+    return DataEntry(
+        source=records.source,
+        sha256=records.sha256,
+        rows=len(records),
+        duplicates=records.duplicates,
+        fields=dict(records.fields),
+    )
+
+
+def _duplicate_notes(sets: Mapping[str, Records]) -> list[str]:
+    return [
+        f"{records.duplicates} of {len(records)} {name} rows repeat an earlier row."
+        for name, records in sets.items()
+        if records.duplicates
+    ]

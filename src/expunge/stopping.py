@@ -1,0 +1,103 @@
+"""When enough is forgotten, and when too much is lost.
+
+Pure judgements on measured numbers: the engine measures, this module decides. Nothing here knows
+a Trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from expunge.record import Check
+from expunge.scoring import TokenScores
+
+
+@dataclass(frozen=True)
+class RetainBudget:
+    """How much retain loss a run may lose, accounted against its start.
+
+    While the loss of the probe rows stands more than `tolerance` above its value at the start,
+    steps repair: objectives on the forget set get weight zero. After `patience` readings in a row
+    over budget the run ends and the last state within budget is restored.
+
+    Args:
+        tolerance: Nats per token, positive.
+        every: Optimizer steps between readings, at least 1.
+        rows: Retain rows in the probe, at least 2; fixed for the run.
+        patience: Readings in a row over budget that end the run, at least 1.
+    """
+
+    tolerance: float = 0.02
+    every: int = 5
+    rows: int = 40
+    patience: int = 6
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"`tolerance` must be positive (nats per token); got {self.tolerance}.")
+        if self.every < 1 or self.patience < 1 or self.rows < 2:
+            raise ValueError(
+                "`every` and `patience` must be at least 1 and `rows` at least 2; "
+                f"got {self.every}, {self.patience}, {self.rows}."
+            )
+
+
+def against_holdout(step: int, forget: Sequence[TokenScores], holdout: Sequence[TokenScores]) -> Check:
+    """Forgotten when forget rows are as unlikely, and as seldom reproduced, as rows never seen.
+
+    Args:
+        step: Optimizer steps taken.
+        forget: Scores of forget rows.
+        holdout: Scores of rows of the same kind that the model has never seen.
+    """
+    nll, control = _mean_nll(forget), _mean_nll(holdout)
+    leak, control_leak = _leak(forget), _leak(holdout)
+    return Check(
+        step=step,
+        forget_nll=nll,
+        forget_leak=leak,
+        control="holdout",
+        control_nll=control,
+        control_leak=control_leak,
+        met=nll >= control and leak <= control_leak,
+    )
+
+
+def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequence[TokenScores]]) -> Check:
+    """Forgotten when a true response is no likelier than other records' responses to its prompt.
+
+    Likelihood is per token (length-normalised). Records without a swap do not count.
+
+    Args:
+        step: Optimizer steps taken.
+        forget: Scores of forget rows.
+        swaps: For each forget row, scores of other records' responses under its prompt.
+
+    Raises:
+        ValueError: No row has a swap.
+    """
+    pairs = [(true.nll, other.nll) for true, others in zip(forget, swaps, strict=True) for other in others]
+    if not pairs:
+        raise ValueError("`swaps` must hold at least one swapped response; got none.")
+    true_nll, other_nll = np.array(pairs).T
+    preference = float(np.mean(true_nll < other_nll))
+    return Check(
+        step=step,
+        forget_nll=_mean_nll(forget),
+        forget_leak=_leak(forget),
+        control="swap",
+        control_nll=float(other_nll.mean()),
+        preference=preference,
+        met=preference <= 0.5,
+    )
+
+
+def _mean_nll(scores: Sequence[TokenScores]) -> float:
+    return float(np.mean([score.nll for score in scores]))
+
+
+def _leak(scores: Sequence[TokenScores]) -> float:
+    return float(np.mean([score.reproduced for score in scores]))
