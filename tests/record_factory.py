@@ -10,6 +10,7 @@ from typing import Any
 from expunge.record import (
     Check,
     DataEntry,
+    Entry,
     Environment,
     Evaluation,
     Metric,
@@ -25,6 +26,32 @@ from expunge.record import (
 HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 CLOSED = {"run", "finetune", "evaluate", "demo", "before", "after", "control", "holdout", "swap"}
 CLOSED |= {"forgotten", "step-limit", "retain-budget", "diverged", "interrupted"}
+
+SCRIPT = "window.pwned=1;document.title='pwned'"
+INJECTIONS = (
+    f"<script>{SCRIPT}</script>",
+    f'"><img src=x onerror="{SCRIPT}">',
+    "'><img src=x onerror='window.pwned=1'>",
+    f"</style><script>{SCRIPT}</script>",
+    f"</title><script>{SCRIPT}</script>",
+    f'<svg onload="{SCRIPT}">',
+    f"</text></svg><script>{SCRIPT}</script>",
+    f"]]><script>{SCRIPT}</script>",
+    f"--><script>{SCRIPT}</script><!--",
+    f'" autofocus tabindex=0 onfocus="{SCRIPT}',
+    "' autofocus tabindex=0 onfocus='window.pwned=1",
+    '<iframe srcdoc="<script>parent.pwned=1</script>"></iframe>',
+    f'<a href="javascript:{SCRIPT}">x</a><form><input autofocus onfocus="{SCRIPT}"></form>',
+    "<style>*{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>",
+    '<meta http-equiv=refresh content="0;url=https://evil.example/"><base href="https://evil.example/">',
+    f'<math><mtext></table><mglyph><style><!--</style><img src=x onerror="{SCRIPT}">',
+    "<object data=https://evil.example/></object><embed src=x><video src=//evil.example/x>",
+    "&lt;script&gt;window.pwned=1&lt;/script&gt;&#60;script&#62;",
+    "{{ 7 * 191 }}{% raw %}{# gone #}",
+    "$\\frac{1}{\\undefined}$ _hidden",
+    "user\u202egnp.exe\u2066",
+)
+FIELDS = {name for entry in Entry.__subclasses__() for name in entry.model_fields}
 
 
 def share(value: float, n: int = 48) -> Metric:
@@ -116,8 +143,8 @@ def checks(count: int) -> list[Check]:
     return [
         Check(
             step=step,
-            forget_nll=0.1 + 3.3 * step / count,
-            forget_leak=max(0.0, 0.96 - 1.1 * step / count),
+            forget_nll=0.1 + 3.3 * step / max(1, count),
+            forget_leak=max(0.0, 0.96 - 1.1 * step / max(1, count)),
             control="holdout",
             control_nll=3.2 + 0.002 * step,
             control_leak=0.02,
@@ -247,7 +274,7 @@ def map_strings(value: Any, change: Callable[[str], str], *, keys: bool) -> Any:
         return value if value in CLOSED else change(value)
     if isinstance(value, dict):
         return {
-            map_strings(key, change, keys=keys) if keys else key: map_strings(item, change, keys=keys)
+            change(key) if keys and key not in CLOSED | FIELDS else key: map_strings(item, change, keys=keys)
             for key, item in value.items()
         }
     return [map_strings(item, change, keys=keys) for item in value] if isinstance(value, list) else value

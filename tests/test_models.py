@@ -213,6 +213,12 @@ def test_code_of_its_own_is_not_run_unasked(folder: Path) -> None:
     assert "must be loadable" in refusal(load_model, folder)
 
 
+def test_code_of_its_own_is_not_run_for_a_known_kind_of_model(folder: Path) -> None:
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "code.Martian"})
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    assert isinstance(load_model(folder), LlamaForCausalLM)
+
+
 def test_a_folder_without_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -676,7 +682,13 @@ def test_the_real_default_can_be_loaded_trained_saved_and_loaded_again(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert end_token(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.pad_token_id
+    assert end_token(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert model.config.eos_token_id == tokenizer.eos_token_id == end_token(tokenizer, "none")
     model(input_ids=INPUT, labels=INPUT).loss.backward()
     assert model.model.embed_tokens.weight.grad is not None
     save_model(model, tokenizer, tmp_path / "out")

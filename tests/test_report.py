@@ -21,6 +21,7 @@ from expunge.record import Metric, RunRecord, Sample, Step, read_record, write_r
 from expunge.report import render, wording, write_report
 from expunge.report.limits import not_tested
 from expunge.report.spans import overlap
+from expunge.report.svg import draw, styled, to_svg
 from expunge.report.tables import MOST_SAMPLES, metric_tables, sample_groups
 from expunge.report.text import clip, label, visible
 from expunge.report.verdict import (
@@ -31,28 +32,7 @@ from expunge.report.verdict import (
     judge_keeping,
     judge_learning,
 )
-from record_factory import amount, evaluation, map_strings, run_record, share, sparse_record
-
-INJECTIONS = (
-    "<script>window.pwned=1;document.title='pwned'</script>",
-    '"><img src=x onerror="window.pwned=1">',
-    "'><img src=x onerror='window.pwned=1'>",
-    "</style><script>window.pwned=1</script>",
-    "</title><script>window.pwned=1</script>",
-    "<svg onload=window.pwned=1>",
-    "</text></svg><script>window.pwned=1</script>",
-    "]]><script>window.pwned=1</script>",
-    "--><script>window.pwned=1</script><!--",
-    "' onmouseover='window.pwned=1' autofocus onfocus='window.pwned=1",
-    '<iframe srcdoc="<script>parent.pwned=1</script>"></iframe>',
-    '<a href="javascript:window.pwned=1">x</a><form action="https://evil.example"><input autofocus></form>',
-    "<style>*{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>",
-    '<meta http-equiv=refresh content="0;url=https://evil.example/"><base href="https://evil.example/">',
-    "<math><mtext></table><mglyph><style><!--</style><img src=x onerror=window.pwned=1>",
-    "&lt;script&gt;window.pwned=1&lt;/script&gt;&#60;script&#62;",
-    "{{ 7 * 191 }}{% raw %}{# gone #}",
-    "$\\frac{1}{\\undefined}$ _hidden",
-)
+from record_factory import INJECTIONS, amount, evaluation, map_strings, run_record, share, sparse_record
 
 
 def metric(value: float, low: float, high: float, n: int = 50) -> Metric:
@@ -282,15 +262,15 @@ def test_other_metrics_are_compared_with_the_same_reference() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0\xa0%"),
-        (1, "100\xa0%"),
+        (0.0, "0\xa0%"),
+        (1.0, "100\xa0%"),
+        (1.0000000000001, "100\xa0%"),
         (0.125, "12\xa0%"),
         (0.996, "99.6\xa0%"),
-        (0.0004, "0.1\xa0%"),
         (0.99999, "99.9\xa0%"),
-        (math.nan, "undefined"),
+        (0.0004, "0.1\xa0%"),
         (-0.25, "−25\xa0%"),
-        (1.0000000000001, "100\xa0%"),
+        (math.nan, "undefined"),
     ],
 )
 def test_percentages(value: float, text: str) -> None:
@@ -307,14 +287,14 @@ def test_no_share_is_rounded_to_none_or_all(value: float) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0"),
+        (0.0, "0"),
         (0.05, "0.050"),
         (3.14159, "3.14"),
         (-1.5, "−1.50"),
         (1234.5, "1,234"),
-        (3e-05, "3×10⁻⁵"),
-        (1e-06, "10⁻⁶"),
-        (-25000000.0, "−2.5×10⁷"),
+        (3e-5, "3×10⁻⁵"),
+        (1e-6, "10⁻⁶"),
+        (-2.5e7, "−2.5×10⁷"),
         (math.inf, "∞"),
         (-math.inf, "−∞"),
         (math.nan, "undefined"),
@@ -332,7 +312,7 @@ def test_intervals_with_signs_or_without_bounds() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.5, "0.50\xa0s"), (59.96, "60.0\xa0s"), (151.3, "2\xa0min 31\xa0s"), (7260, "2\xa0h 01\xa0min")],
+    [(0.5, "0.50\xa0s"), (59.96, "60.0\xa0s"), (151.3, "2\xa0min 31\xa0s"), (7260.0, "2\xa0h 01\xa0min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert wording.duration(seconds) == text
@@ -400,7 +380,8 @@ def marked(response: str, generation: str, prompt: str = "") -> list[str]:
         ("STRASSE eins zwei", "straße EINS zwei", "", ["straße EINS zwei"]),
         ("anything", "", "", []),
         ("", "anything at all", "", []),
-        ("Ada", "Ada Ada", "Ada?", ["Ada", "Ada"]),
+        ("Ada", "Ada Ada", "Ada?", []),
+        ("Bo", "Bo Bo", "Ada?", ["Bo", "Bo"]),
     ],
 )
 def test_shared_runs_are_marked(response: str, generation: str, prompt: str, expected: list[str]) -> None:
@@ -617,7 +598,7 @@ def test_a_record_of_nan_renders_and_claims_nothing() -> None:
     assert not any(tag == "svg" for tag, _ in html.elements)
 
 
-@pytest.mark.parametrize("extreme", [1e308, -1e308, math.inf, -math.inf, 5e-324, 0.0])
+@pytest.mark.parametrize("extreme", [1e308, -math.inf, 5e-324, 0.0])
 def test_extreme_histories_render(extreme: float) -> None:
     step = run_record(history=1).history[0]
     wild = {
@@ -675,60 +656,69 @@ def test_a_restored_step_is_said_and_drawn() -> None:
 # --- strings of strangers
 
 
-def small() -> RunRecord:
+def shown(text: str) -> str:
+    """A text as a reader sees it."""
+    return " ".join(visible(text).split())
+
+
+Shapes = set[tuple[str, tuple[str, ...]]]
+
+
+def small(history: int) -> RunRecord:
     """Every kind of string, in little: quick to render."""
-    return run_record(history=2, sample_count=3, control=True)
+    return run_record(history=history, sample_count=3, control=True)
 
 
-def poisoned(payload: str, *, keys: bool) -> RunRecord:
-    dumped = small().model_dump(mode="json")
+def poisoned(payload: str, *, keys: bool, history: int = 2) -> RunRecord:
+    dumped = small(history).model_dump(mode="json")
     return RunRecord.model_validate(map_strings(dumped, lambda text: f"{text} {payload}", keys=keys))
 
 
 def test_the_poison_reaches_every_string() -> None:
     poison = str(poisoned("XYZZY", keys=True).model_dump())
-    for field in (
-        "source",
-        "sha256",
-        "processor",
-        "sentence",
-        "decision",
-        "prompt",
-        "response",
-        "method",
-        "created",
-    ):
+    for field in ("source", "sha256", "processor", "sentence", "decision", "prompt", "response", "method"):
         assert re.search(rf"'{field}': '[^']*XYZZY", poison), field
-    for key in (
-        "losses",
-        "weights",
-        "cosines",
-        "splits",
-        "timings",
-        "packages",
-        "configuration",
-        "data",
-        "models",
-    ):
+    for key in ("losses", "weights", "cosines", "splits", "timings", "packages", "data"):
         assert re.search(rf"'{key}': \{{'[^']*XYZZY'", poison), key
+    assert "'arguments XYZZY': {'learning_rate" in poison
 
 
 @pytest.fixture(scope="module")
-def allowed() -> dict[bool, set[tuple[str, tuple[str, ...]]]]:
-    """What a harmless text makes of the page, when it stands where the poison will."""
+def allowed() -> dict[bool, Shapes]:
+    """What a harmless text makes of the page, where it stands in the place of the poison."""
     return {keys: Page(render(poisoned("harmless [a.b_c]", keys=keys))).shapes for keys in (False, True)}
 
 
 @pytest.mark.parametrize("keys", [False, True], ids=["values", "keys"])
-@pytest.mark.parametrize("payload", INJECTIONS)
-def test_no_string_adds_an_element_or_attribute(
-    payload: str, keys: bool, allowed: dict[bool, set[tuple[str, tuple[str, ...]]]]
-) -> None:
-    html = Page(render(poisoned(payload, keys=keys)))
+def test_no_string_adds_an_element_or_attribute(keys: bool, allowed: dict[bool, Shapes]) -> None:
+    html = Page(render(poisoned(" ".join(INJECTIONS), keys=keys)))
     assert html.shapes <= allowed[keys]
     assert not html.open
     assert "1337" not in html.text, "a template in the record was evaluated"
-    assert " ".join(payload.split()) in html.text
+    assert all(shown(payload) in html.text for payload in INJECTIONS)
+
+
+@pytest.mark.parametrize("payload", INJECTIONS)
+def test_no_single_string_does_either(payload: str, allowed: dict[bool, Shapes]) -> None:
+    record = poisoned(payload, keys=True, history=0).model_copy(update={"probes": [], "checks": []})
+    html = Page(render(record))
+    assert html.shapes <= allowed[True] | allowed[False]
+    assert not html.open
+    assert html.text.count(shown(payload)) > 50
+
+
+@pytest.mark.parametrize("payload", INJECTIONS)
+def test_no_string_acts_in_a_picture(payload: str) -> None:
+    def drawn(text: str) -> Page:
+        with styled():
+            figure = draw(330, 185)
+            figure.text(0, 0, text)
+            return Page(to_svg(figure, "name", text, text))
+
+    html = drawn(visible(payload))
+    assert html.shapes == drawn("harmless").shapes
+    assert not html.open
+    assert html.text.count(shown(payload)) == 3
 
 
 def test_objective_names_stand_escaped_in_the_pictures() -> None:

@@ -24,6 +24,9 @@ from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.runs import ModelSource, Result, Run, RunOptions, claim
 from expunge.unlearner import Unlearner
 
+PASSES = 15
+"""Passes over the data that `finetune` takes at most, unless `max_steps` is given."""
+
 Data = str | Path | Records | Iterable[Record | Mapping[str, Any]]
 
 
@@ -76,6 +79,8 @@ def finetune(
 ) -> Result:
     """Teach a model records, until it knows them or the step limit is reached.
 
+    η falls linearly from 3e-4 to 0 over the step limit, 15 passes over the data by default.
+
     Args:
         model: As for `unlearn`.
         tokenizer: Needed with a model in memory.
@@ -86,8 +91,15 @@ def finetune(
         UsageError: Data, model or settings cannot be used.
     """
     options, settings = RunOptions.take(settings)
-    args = _arguments({"learning_rate": 3e-4, "max_steps": 500, **settings}, options)
-    run = Run("finetune", args, {"retain": _read_all(data, options)}, claim(options), options.reporter)
+    records = _read_all(data, options)
+    rows = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
+    lesson = {
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "linear",
+        "max_steps": PASSES * -(-len(records) // rows),
+    }
+    args = _arguments(lesson | settings, options)
+    run = Run("finetune", args, {"retain": records}, claim(options), options.reporter)
     model, tokenizer = run.load(model, tokenizer, "before")
     unlearner = Unlearner(model, args, fine_tune(), tokenizer, retain_dataset=run.sets["retain"])
     unlearner.add_callback(_StopWhenLearned(unlearner, options.target_loss))

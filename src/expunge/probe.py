@@ -6,8 +6,7 @@ parameters and optimizer state are bit-identical afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from expunge.logits import label_positions, select_logits
 from expunge.objectives import TokenLogits
+from expunge.scoring import evaluating
 from expunge.step_sizes import Line
 
 Batch = Mapping[str, Tensor]
@@ -30,28 +30,9 @@ def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:
     )
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the parameters' own precision; every module's mode is put back.
-
-    Mixed precision replaces `model.forward` on the instance; inside, the class's own one runs.
-    """
-    training = [module for module in model.modules() if module.training]
-    mixed = vars(model).pop("forward", None)
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        if mixed is not None:
-            vars(model)["forward"] = mixed
-
-
 def row_losses(model: nn.Module, batches: Sequence[Batch]) -> Float[Tensor, " r"]:
     """Mean NLL of every row (nats per label token, float64, on the CPU), in the order given."""
-    with undisturbed(model):
+    with evaluating(model, "fp32"):
         return torch.cat([_row_means(token_logits(model, batch), len(batch["labels"])) for batch in batches])
 
 

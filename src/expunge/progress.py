@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +20,7 @@ Advance = Callable[[int, str], None]
 """Takes how many units are done in all, and a few words on how it goes."""
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Is told of every phase of a run."""
 

@@ -195,7 +195,7 @@ class RunOptions:
     control: ModelSource | None = None
     prompt_field: str | None = None
     response_field: str | None = None
-    target_loss: float = 0.05
+    target_loss: float = 0.02
     kind: Kind = "run"
     reporter: Reporter = field(default_factory=Silent)
 

@@ -170,7 +170,8 @@ def _json_lines(text: str, path: Path) -> Numbered:
         try:
             yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
-            found = f"{shown(line.strip())} ({error}). Mend or remove it."
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            found = f"{shown(line.strip())} ({why}). Mend or remove it."
             raise UsageError(
                 f"{path}, line {number}: a line must be one JSON object; found {found}"
             ) from None
@@ -254,7 +255,7 @@ def _datasets(source: str, loader: str, *args: str | None, **options: str) -> An
     try:
         return getattr(importlib.import_module("datasets"), loader)(*args, **options)
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(str(error).split())[:300].rstrip(".")
         fix = "Name a local file, or check the Hub id (org/name or org/name:subset), split and connection."
         raise UsageError(
             f"`datasets` must be able to load {source}, which is no {FORMATS} file; it says: {why}. {fix}"

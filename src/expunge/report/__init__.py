@@ -32,8 +32,13 @@ _TITLES = {
     "finetune": "Fine-tuning report",
     "evaluate": "Evaluation report",
 }
-
-_FILTERS = ("number", "duration", "whole", "unbroken", "breakable")
+_FILTERS = {
+    "number": wording.number,
+    "duration": wording.duration,
+    "whole": wording.whole,
+    "unbroken": wording.unbroken,
+    "breakable": wording.breakable,
+}
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
@@ -50,7 +55,7 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(wording, name) for name in _FILTERS}
+    environment.filters |= _FILTERS
     style = environment.get_template("page.css").render()
     return environment.get_template("report.html.j2").render(_view(legible(record)), **_sealed(style))
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from expunge.record import Probe, RunRecord, Step
 from expunge.report.svg import PALETTE, draw, styled, to_svg
@@ -237,7 +237,7 @@ def _values(axes: Axes) -> list[float]:
 
 
 def _logarithmic(axes: Axes) -> None:
-    values = [value for value in _values(axes) if value > 0]
+    values = [value for value in _values(axes) if value > 1 / _DRAWABLE]
     if not values:
         return
     low, high = min(values), max(values)
@@ -245,7 +245,7 @@ def _logarithmic(axes: Axes) -> None:
     axes.set_ylim(low / 2, high * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0,), numticks=6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _log_tick(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _log_tick(value: float) -> str:

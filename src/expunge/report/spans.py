@@ -38,7 +38,7 @@ def overlap(response: str, generation: str, prompt: str = "", *, shortest: int =
 
     Words are compared without case and punctuation, wherever they stand. A run counts when at least
     `shortest` of its words do not stand in the prompt (words that the prompt gives away show nothing); for a
-    response with fewer such words, when it holds all of them.
+    response with fewer such words, when it holds all of them. What the prompt says already is never marked.
     """
     told = set(_folded(_WORD.findall(prompt)))
     truth, matches = _folded(_WORD.findall(response)), list(_WORD.finditer(generation))

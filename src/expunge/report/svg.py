@@ -56,11 +56,12 @@ STYLE: dict[Any, Any] = {
 }
 _ROLES = {colour: role for role, colour in PALETTE.items()}
 _KEPT_STYLES = re.compile(r"(fill|stroke|opacity|font-size|font-weight|text-anchor)(-[a-z]+)*")
+_FONT = re.compile(r"(?:(?P<weight>\d00|bold) )?.*?(?P<size>[\d.]+px)")
 _LONG_FRACTION = re.compile(r"(\.\d\d)\d+")
 _NAMESPACE = re.compile(r"^\{.*\}")
 
 
-def draw(width: float, height: float, rows: int = 1) -> Figure:
+def draw(width: int, height: int, rows: int = 1) -> Figure:
     """An empty figure of `rows` plots under each other, measured in the units of its SVG view box."""
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
     figure.patch.set_visible(False)
@@ -143,6 +144,9 @@ def _restyle(element: ElementTree.Element) -> None:
         key, _, value = (part.strip() for part in declaration.partition(":"))
         if _KEPT_STYLES.fullmatch(key):
             element.set(key, value)
+        if key == "font" and (found := _FONT.match(value)):  # the shorthand of older releases
+            element.set("font-size", found["size"])
+            element.set("font-weight", found["weight"] or "400")
     roles = [
         f"{key}-{_ROLES[colour]}" for key in ("fill", "stroke") if (colour := element.get(key)) in _ROLES
     ]

@@ -80,7 +80,11 @@ def _target(axes: Axes, points: list[Point], against: Reference | None) -> None:
         axes.axvspan(level.low, level.high, color=colour, alpha=0.13, linewidth=0)
         axes.axvline(level.value, color=colour, linewidth=1.2, linestyle=(0, (5, 2)))
         _note(
-            axes, f"{against.name} {percent(level.value)}", (max(level.value, level.high), 0.0), (5, 3), colour
+            axes,
+            f"{against.name} {percent(level.value)}",
+            (max(level.value, level.high), 0.0),
+            (5, 3),
+            colour,
         )
 
 

@@ -174,12 +174,12 @@ def whole(count: int) -> str:
     return f"{count:,}"
 
 
-_BRACKETS = re.compile(r"\[[^\[\]]{1,24}\]")
+_BRACKETED = re.compile(r"([^ ;,(]{1,8} )?\[[^\[\]]{1,16}\]")
 
 
 def unbroken(text: str) -> Markup:
-    """`text`, escaped, with its intervals kept on one line."""
-    return Markup(_BRACKETS.sub(r'<span class="whole">\g<0></span>', str(escape(text))))
+    """`text`, escaped, with each interval on one line with its value."""
+    return Markup(_BRACKETED.sub(r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def breakable(name: str) -> Markup:

@@ -1,0 +1,189 @@
+"""The verbs from Python, end to end on the tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import conftest
+import expunge
+from expunge import UsageError, methods
+from expunge.record import read_record
+
+ROWS = conftest.rows()
+FORGET, RETAIN, HOLDOUT = ROWS[:6], ROWS[6:], conftest.rows(("Ivy Iris", "Jon Juniper"))
+QUICK = {"bf16": False, "template": "none", "seed": 0}
+TINY = {**QUICK, "max_steps": 100, "learning_rate": 1e-3, "tolerance": 0.5, "rows": 10, "check_every": 2}
+
+
+@pytest.fixture(scope="module")
+def taught(model_folder, tmp_path_factory):
+    """A folder with the tiny model after it has learned all rows."""
+    folder = tmp_path_factory.mktemp("taught")
+    result = expunge.finetune(
+        model_folder, data=FORGET + RETAIN, output=folder, max_steps=200, learning_rate=1e-2, **QUICK
+    )
+    assert result.record.stop.reason == "learned"
+    assert result.record.kind == "finetune"
+    assert result.record.evaluations["after"].splits["retain"]["leak"].value > 0.9
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def result(taught, tmp_path_factory):
+    """One whole run with a holdout."""
+    folder = tmp_path_factory.mktemp("out") / "run"
+    sets = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
+    return expunge.unlearn(taught, **sets, output=folder, **TINY)
+
+
+def test_a_run_leaves_model_record_and_report(result, taught):
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        ".expunge",
+        "model",
+        "record.json",
+        "report.html",
+    ]
+    assert read_record(result.folder) == result.record
+    assert (result.folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    saved = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+    before = AutoModelForCausalLM.from_pretrained(taught)
+    for name, value in saved.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name])
+    assert any(not torch.equal(v, before.state_dict()[n]) for n, v in saved.state_dict().items())
+
+
+def test_the_record_holds_what_was_asked(result):
+    record = result.record
+    assert record.stop.reason == "forgotten"
+    assert set(record.evaluations) == {"before", "after"}
+    assert set(record.evaluations["after"].splits) == {"forget", "retain", "holdout"}
+    assert record.evaluations["before"].splits["forget"]["leak"].value > 0.8
+    assert record.evaluations["after"].splits["forget"]["leak"].value <= 0.2
+    assert "membership_loss_auc" in record.evaluations["after"].splits["forget"]
+    assert {name: data.rows for name, data in record.data.items()} == {
+        "forget": 6,
+        "retain": 10,
+        "holdout": 4,
+    }
+    assert record.models["before"].sha256 != record.models["after"].sha256
+    assert record.peak_memory_bytes > 0
+    assert {"load", "train", "save", "evaluate before", "evaluate after"} <= record.timings.keys()
+    assert record.configuration["learning_rate"] == 1e-3
+    assert record.configuration["retain_budget"]["tolerance"] == 0.5
+    assert len(record.history) == record.stop.step
+    assert {sample.split for sample in record.samples} == {"forget", "retain", "holdout"}
+    assert set(record.samples[0].generations) == {"before", "after"}
+
+
+def test_the_same_seed_gives_the_same_run(result, taught):
+    again = expunge.unlearn(taught, forget=FORGET, retain=RETAIN, holdout=HOLDOUT, evaluate=False, **TINY)
+    assert again.folder is None
+    assert again.report is None
+    assert again.record.models["after"].sha256 == result.record.models["after"].sha256
+
+
+def test_a_model_in_memory_and_a_method_object(taught, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(taught)
+    result = expunge.unlearn(
+        model, tokenizer, forget=FORGET, method=methods.grad_ascent(), evaluate=False, max_steps=2, **QUICK
+    )
+    assert result.model is model
+    assert result.record.method == "grad-ascent"
+    with pytest.raises(ValueError, match="`tokenizer` must be given"):
+        expunge.unlearn(model, forget=FORGET, method="grad-ascent")
+
+
+def test_evaluate_compares_original_and_control(taught, model_folder, result, tmp_path):
+    compared = expunge.evaluate(
+        result.folder / "model",
+        original=taught,
+        control=model_folder,
+        forget=FORGET,
+        holdout=HOLDOUT,
+        output=tmp_path / "check",
+        **QUICK,
+    )
+    leak = {stage: e.splits["forget"]["leak"].value for stage, e in compared.record.evaluations.items()}
+    assert leak["before"] > 0.8
+    assert leak["after"] == result.record.evaluations["after"].splits["forget"]["leak"].value
+    assert leak["control"] == 0.0
+    assert not (tmp_path / "check" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "ngdif"}, "Did you mean ngdiff?"),
+        ({"method": "ngdiff", "retain": None}, "needs retain records"),
+        ({"learning_rat": 1e-3}, "Did you mean learning_rate?"),
+        ({"max_steps": 0}, "must be at least 1"),
+        ({"tolerance": -1.0}, "must be positive"),
+        ({"retain": FORGET[:2] + RETAIN}, "retain"),
+        ({"holdout": FORGET[:1]}, "holdout"),
+        ({"forget": []}, "forget"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(settings, message):
+    """The model does not exist: reaching it would give another message."""
+    sets = {"forget": FORGET, "retain": RETAIN}
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        expunge.unlearn("no/such-model", **{**sets, **settings})
+
+
+def test_records_beyond_the_context_are_refused_before_the_weights_are_read(model_folder, tmp_path):
+    """The folder has a tokenizer and a configuration, but no weights."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    with pytest.raises(UsageError, match="context"):
+        expunge.unlearn(
+            tmp_path, forget=[{"prompt": "a", "response": "b " * 500}], method="grad-ascent", **QUICK
+        )
+
+
+def test_an_interrupted_run_resumes_to_the_same_model(result, taught, tmp_path, monkeypatch):
+    """Interrupted in the middle, then continued with `resume`: the same weights as without interruption."""
+    from expunge.unlearner import Unlearner
+
+    original = Unlearner.after_optimizer
+
+    def interrupting(self):
+        original(self)
+        if self.state.global_step == 2:
+            self.interrupt.requested = True
+
+    sets = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
+    with monkeypatch.context() as patched:
+        patched.setattr(Unlearner, "after_optimizer", interrupting)
+        broken = expunge.unlearn(taught, **sets, output=tmp_path / "out", evaluate=False, **TINY)
+    assert broken.record.stop.reason == "interrupted"
+    assert not (tmp_path / "out" / "model").exists()
+    with pytest.raises(UsageError, match="--resume"):
+        expunge.unlearn(taught, **sets, output=tmp_path / "out", **TINY)
+    with pytest.raises(UsageError, match="same data, method and settings"):
+        expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **{**TINY, "seed": 1})
+    resumed = expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)
+    assert resumed.record.models["after"].sha256 == result.record.models["after"].sha256
+    assert [step.losses for step in resumed.record.history] == [step.losses for step in result.record.history]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_duplicates_are_reported(taught):
+    result = expunge.unlearn(
+        taught, forget=FORGET + FORGET[:2], method="grad-ascent", evaluate=False, max_steps=1, **QUICK
+    )
+    assert result.record.data["forget"].duplicates == 2
+    assert any("2 of 8 forget rows repeat" in note for note in result.record.notes)
+
+
+def test_files_are_hashed(taught, tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in FORGET))
+    import hashlib
+
+    result = expunge.unlearn(taught, forget=path, method="grad-ascent", evaluate=False, max_steps=1, **QUICK)
+    assert result.record.data["forget"].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
