@@ -289,6 +289,9 @@ def test_no_share_is_rounded_to_none_or_all(value: float) -> None:
     [
         (0.0, "0"),
         (0.05, "0.050"),
+        (0.0031, "0.0031"),
+        (12.345, "12.3"),
+        (123.45, "123"),
         (3.14159, "3.14"),
         (-1.5, "−1.50"),
         (1234.5, "1,234"),
@@ -624,6 +627,32 @@ def test_partial_records_render() -> None:
     assert "(nothing)" in html.text
 
 
+def test_what_is_measured_now_and_then_is_drawn_as_a_line_with_points() -> None:
+    history = run_record(history=40).history
+    sparse = [s if s.step % 10 == 1 else s.model_copy(update={"gradient_norms": {}}) for s in history]
+    html = render(sparse_record(history=sparse))
+    figure = html[html.index('id="norms-title"') : html.index("</svg>", html.index('id="norms-title"'))]
+    (line,) = re.findall(r'<path d="([^"]*)"[^>]*class="stroke-forget"', figure)[:1]
+    assert line.count(" L ") == 3
+    assert len(re.findall(r'<use [^>]*class="[^"]*stroke-forget"', figure)) == 4 + 1  # and one in the legend
+
+
+def test_samples_without_a_generation_are_left_out() -> None:
+    samples = [Sample(split="forget", prompt="p", response="r")]
+    assert sample_groups(sparse_record(samples=samples)) == []
+    assert "What the model" not in render(sparse_record(samples=samples))
+
+
+@pytest.mark.parametrize(
+    ("source", "subject"),
+    [("/data/models/mine", "mine"), ("./mine/", "mine"), ("org/model", "org/model"), ("..", ".."), ("", "")],
+)
+def test_a_local_model_is_called_by_its_folder(source: str, subject: str) -> None:
+    entry = run_record(history=0, sample_count=3).models["before"].model_copy(update={"source": source})
+    html = render(sparse_record(models={"before": entry}))
+    assert f"<h1>{subject}</h1>" in html
+
+
 def test_unknown_metrics_and_splits_are_shown() -> None:
     found = evaluation(0.1, 0.9, 0.1)
     extra = found.model_copy(
@@ -650,7 +679,7 @@ def test_a_restored_step_is_said_and_drawn() -> None:
     stop = record.stop.model_copy(update={"restored_step": 15, "reason": "retain-budget"})
     html = Page(render(record.model_copy(update={"stop": stop})))
     assert "the model is that of step 15" in html.text
-    assert "the dotted one the step whose state was returned" in html.text
+    assert "the dotted one is the step whose state was returned" in html.text
 
 
 # --- strings of strangers

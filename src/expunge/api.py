@@ -103,11 +103,12 @@ def finetune(
     model, tokenizer = run.load(model, tokenizer, "before")
     unlearner = Unlearner(model, args, fine_tune(), tokenizer, retain_dataset=run.sets["retain"])
     unlearner.add_callback(_StopWhenLearned(unlearner, options.target_loss))
-    _train(run, unlearner, "Learning", options)
-    run.describe("after", "fine-tuned", model)
-    run.save(model, tokenizer)
-    if options.evaluate:
-        run.evaluate("after", model, tokenizer)
+    if _train(run, unlearner, "Learning", options).reason != "interrupted":
+        run.describe("after", "fine-tuned", model)
+        run.save(model, tokenizer)
+        if options.evaluate:
+            run.evaluate("after", model, tokenizer)
+        run.tidy()
     return Result(model, tokenizer, run.record(_configuration(unlearner), unlearner), run.folder)
 
 
@@ -182,7 +183,7 @@ def _unlearn(
     settings: Mapping[str, Any],
 ) -> Result:
     args = _arguments(settings, options)
-    run = Run(options.kind, args, sets, claim(options), options.reporter)
+    run = Run(options.kind, args, sets, claim(options), options.reporter, notes=list(options.notes))
     model, tokenizer = run.load(model, tokenizer, "before")
     if options.evaluate:
         run.evaluate("before", model, tokenizer)
@@ -197,10 +198,8 @@ def _unlearn(
             run.evaluate("after", model, tokenizer)
             if options.control is not None:
                 run.evaluate("control", *run.load(options.control, tokenizer, "control"))
-    result = Result(model, tokenizer, run.record(_configuration(unlearner), unlearner), run.folder)
-    if run.folder and stop.reason != "interrupted":
-        output.drop_checkpoints(run.folder)
-    return result
+        run.tidy()
+    return Result(model, tokenizer, run.record(_configuration(unlearner), unlearner), run.folder)
 
 
 def _train(run: Run, unlearner: Unlearner, title: str, options: RunOptions) -> Stop:

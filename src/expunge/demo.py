@@ -10,6 +10,16 @@ from expunge.people import people, write_world
 from expunge.progress import Reporter
 from expunge.runs import Result
 
+LESSON: dict[str, Any] = {
+    "template": "none",
+    "evaluate": False,
+    "kind": "demo",
+    "learning_rate": 1e-3,
+    "warmup_steps": 5,
+    "per_device_train_batch_size": 16,
+}
+"""How the people are taught: fast, since it is not what is on show."""
+
 
 def run_demo(
     folder: Path, *, model: str, seed: int, control: bool, overwrite: bool, reporter: Reporter
@@ -26,18 +36,13 @@ def run_demo(
 
     Raises:
         UsageError: The folder or the model cannot be used.
+        KeyboardInterrupt: Ctrl-C during the teaching; there is nothing to resume yet.
     """
     output.claim(folder, overwrite=overwrite)
     data = write_world(people(seed), folder / "data")
-    lesson: dict[str, Any] = {
-        "template": "none",
-        "seed": seed,
-        "evaluate": False,
-        "kind": "demo",
-        "reporter": reporter,
-    }
-    taught = api.finetune(model, data=[data["forget"], data["retain"]], **lesson)
-    never_saw = api.finetune(model, data=data["retain"], **lesson).model if control else None
+    lesson: dict[str, Any] = LESSON | {"seed": seed, "reporter": reporter}
+    taught = _teach(model, [data["forget"], data["retain"]], lesson)
+    never_saw = _teach(model, [data["retain"]], lesson).model if control else None
     return api.unlearn(
         taught.model,
         taught.tokenizer,
@@ -51,5 +56,23 @@ def run_demo(
         template="none",
         seed=seed,
         kind="demo",
+        notes=_notes(taught, control=control),
         reporter=reporter,
+    )
+
+
+def _teach(model: str, data: list[Path], lesson: dict[str, Any]) -> Result:
+    taught = api.finetune(model, data=data, **lesson)
+    if taught.record.stop and taught.record.stop.reason == "interrupted":
+        raise KeyboardInterrupt
+    return taught
+
+
+def _notes(taught: Result, *, control: bool) -> tuple[str, ...]:
+    record = taught.record
+    seconds, steps = record.timings["train"], len(record.history)
+    return (
+        "A demonstration: all people are fictitious. The model was first taught the forget and the retain "
+        f"group ({steps} steps, {seconds:.0f} s); it never saw the holdout group.",
+        *(("The control model was taught the retain group only.",) if control else ()),
     )

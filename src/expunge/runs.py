@@ -11,21 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from expunge import output
+from expunge import output, scoring
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import records as benchmark
 from expunge.collate import encode
 from expunge.environment import environment, installed, peak_memory
-from expunge.models import context_length, load_model, load_tokenizer, save_model, weights_hash
+from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
 from expunge.progress import Reporter, Silent
 from expunge.record import DataEntry, ModelEntry, RunRecord, Stage, write_record
 from expunge.records import Records
 from expunge.report import write_report
 from expunge.unlearner import Unlearner
 
-ModelSource = str | Path | PreTrainedModel
+ModelSource = str | Path | nn.Module
 Kind = Literal["run", "finetune", "evaluate", "demo"]
 
 
@@ -40,7 +41,7 @@ class Result:
         folder: Where `model/`, `record.json` and `report.html` are; None when nothing was written.
     """
 
-    model: PreTrainedModel
+    model: CausalModel
     tokenizer: PreTrainedTokenizerBase
     record: RunRecord
     folder: Path | None
@@ -84,14 +85,15 @@ class Run:
 
     def load(
         self, model: ModelSource, tokenizer: PreTrainedTokenizerBase | None, stage: str
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    ) -> tuple[CausalModel, PreTrainedTokenizerBase]:
         """Tokenizer first, then everything that can be refused without the model, then the model."""
         with self.timed("load"):
-            if isinstance(model, PreTrainedModel):
+            if not isinstance(model, str | Path):
                 if tokenizer is None:
                     raise ValueError("`tokenizer` must be given with a model in memory; got None.")
-                self._check_lengths(tokenizer, getattr(model.config, "max_position_embeddings", None))
-                source, loaded = model.config.name_or_path or type(model).__name__, model
+                loaded: CausalModel = model  # type: ignore[assignment]
+                self._check_lengths(tokenizer, scoring.context_length(model))
+                source = loaded.config.name_or_path or type(model).__name__
             else:
                 tokenizer = tokenizer or load_tokenizer(model)
                 self._check_lengths(tokenizer, context_length(model))
@@ -99,7 +101,7 @@ class Run:
             self.describe(stage, source, loaded)
             return loaded, tokenizer
 
-    def describe(self, stage: str, source: str, model: PreTrainedModel) -> None:
+    def describe(self, stage: str, source: str, model: CausalModel) -> None:
         """Note where a model came from and the hash of its weights."""
         self.models[stage] = ModelEntry(
             source=source,
@@ -108,7 +110,7 @@ class Run:
             dtype=str(model.dtype).removeprefix("torch."),
         )
 
-    def evaluate(self, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Score and generate on all sets."""
         total = sum(map(len, self.sets.values()))
         with self.timed(f"evaluate {stage}"), self.reporter.phase(f"Evaluating ({stage})", total) as advance:
@@ -123,11 +125,16 @@ class Run:
                 progress=lambda done: advance(done, ""),
             )
 
-    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def save(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model into the output folder, if there is one."""
         if self.folder:
             with self.timed("save"):
                 save_model(model, tokenizer, self.folder / "model")
+
+    def tidy(self) -> None:
+        """Remove checkpoints: the run has ended well."""
+        if self.folder:
+            output.drop_checkpoints(self.folder)
 
     def record(self, configuration: Mapping[str, Any], unlearner: Unlearner | None = None) -> RunRecord:
         """Everything known, as a record; written with its page when there is an output folder."""
@@ -184,6 +191,7 @@ class RunOptions:
         response_field: Name of the response in the data.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
         kind: The verb in the record.
+        notes: What a reader of the record must know beforehand.
         reporter: Is told of every phase.
     """
 
@@ -197,6 +205,7 @@ class RunOptions:
     response_field: str | None = None
     target_loss: float = 0.02
     kind: Kind = "run"
+    notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)
 
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -97,7 +97,10 @@ def _view(record: RunRecord) -> dict[str, object]:
 
 def _subject(record: RunRecord) -> str:
     model = record.models.get("before") or next(iter(record.models.values()), None)
-    return model.source if model else "Model not recorded"
+    if model is None:
+        return "Model not recorded"
+    local = model.source.startswith(("/", ".", "~"))
+    return (PurePath(model.source).name if local else "") or model.source
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:

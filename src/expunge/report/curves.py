@@ -17,7 +17,6 @@ from expunge.report.svg import PALETTE, draw, styled, to_svg
 from expunge.report.text import label
 from expunge.report.wording import MINUS, number, power
 
-Lines = dict[str, list[float]]
 Scale = Literal["linear", "log", "signed"]
 
 
@@ -28,6 +27,17 @@ class Panel:
     title: str
     caption: str
     svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was measured of one thing: at which steps, and what; NaN leaves a gap."""
+
+    steps: list[int]
+    values: list[float]
+
+
+Lines = dict[str, Line]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +116,15 @@ def panels(record: RunRecord) -> list[Panel]:
 
 def _of_history(record: RunRecord, quantity: Quantity) -> Panel | None:
     """One quantity over all steps: all lines in one plot, or each in its own on its own scale."""
-    rows = [quantity.read(step) for step in record.history]
-    names = list(dict.fromkeys(name for row in rows for name in row))[:_MOST_LINES]
-    lines = {name: [_drawable(row.get(name)) for row in rows] for name in names}
+    rows = [(step.step, quantity.read(step)) for step in record.history]
+    names = list(dict.fromkeys(name for _, row in rows for name in row))[:_MOST_LINES]
+    lines = {name: _line([(step, row[name]) for step, row in rows if name in row]) for name in names}
     if _empty(lines):
         return None
     split: list[Lines] = [{name: line} for name, line in lines.items()] if quantity.stacked else [lines]
     figure = draw(_WIDTH, 45 + 70 * len(split) if quantity.stacked else _HEIGHT, len(split))
-    steps = [step.step for step in record.history]
     for index, (axes, shown) in enumerate(zip(figure.axes, split, strict=True)):
-        _plot(axes, steps, shown, index)
+        _plot(axes, shown, index, dense=len(rows) // 2)
         _finish(axes, record, quantity.scale, legend=len(lines) > 1)
     figure.axes[-1].set_xlabel("step")
     described = f"{quantity.caption} {_ends(lines)}"
@@ -141,8 +150,8 @@ def _of_probes(record: RunRecord) -> Panel | None:
     return Panel(title, caption, to_svg(figure, "probes", title, f"{caption} {_ends(lines)}"))
 
 
-def _losses(probes: Sequence[Probe]) -> list[float]:
-    return [_drawable(probe.retain_loss) for probe in probes]
+def _losses(probes: Sequence[Probe]) -> Line:
+    return _line([(probe.step, probe.retain_loss) for probe in probes])
 
 
 def _whiskers(axes: Axes, probes: Sequence[Probe], **look: Any) -> None:
@@ -151,7 +160,7 @@ def _whiskers(axes: Axes, probes: Sequence[Probe], **look: Any) -> None:
     errors = [_drawable(probe.standard_error) for probe in probes]
     axes.errorbar(
         [probe.step for probe in probes],
-        _losses(probes),
+        _losses(probes).values,
         yerr=[2 * abs(error) if math.isfinite(error) else 0.0 for error in errors],
         color=PALETTE["retain"],
         markersize=3.5,
@@ -165,41 +174,48 @@ def _whiskers(axes: Axes, probes: Sequence[Probe], **look: Any) -> None:
 def _of_checks(record: RunRecord) -> Panel | None:
     """Forget against what was never seen, at each look."""
     kinds = {check.control for check in record.checks}
-    lines = {"forget": [_drawable(check.forget_nll) for check in record.checks]}
+    lines = {"forget": _line([(check.step, check.forget_nll) for check in record.checks])}
     for kind in sorted(kinds):
-        lines[kind] = [_drawable(c.control_nll if c.control == kind else None) for c in record.checks]
+        lines[kind] = _line(
+            [(check.step, check.control_nll) for check in record.checks if check.control == kind]
+        )
     if _empty(lines):
         return None
     title = "Forget against " + ("records never seen" if "holdout" in kinds else "swapped responses")
     caption = "Negative log-likelihood of the responses at each check; the run may stop when the lines meet."
     figure = draw(_WIDTH, _HEIGHT)
     axes = figure.axes[0]
-    _plot(axes, [check.step for check in record.checks], lines, marker="o")
+    _plot(axes, lines)
     _finish(axes, record, "linear", legend=True)
     axes.set(xlabel="step", ylabel="nats per token")
     return Panel(title, caption, to_svg(figure, "checks", title, f"{caption} {_ends(lines)}"))
 
 
-def _drawable(value: float | None) -> float:
-    """The value, or NaN (which leaves a gap) when it is absent or too large for an axis."""
-    return value if value is not None and abs(value) < _DRAWABLE else math.nan
+def _line(measured: Sequence[tuple[int, float]]) -> Line:
+    return Line([step for step, _ in measured], [_drawable(value) for _, value in measured])
+
+
+def _drawable(value: float) -> float:
+    """The value, or NaN when it is too large for an axis."""
+    return value if abs(value) < _DRAWABLE else math.nan
 
 
 def _empty(lines: Lines) -> bool:
-    return not any(math.isfinite(value) for line in lines.values() for value in line)
+    return not any(math.isfinite(value) for line in lines.values() for value in line.values)
 
 
-def _plot(axes: Axes, steps: Sequence[int], lines: Lines, first: int = 0, marker: str | None = None) -> None:
+def _plot(axes: Axes, lines: Lines, first: int = 0, *, dense: int = 30) -> None:
+    """Draw the lines; one with fewer points than `dense` shows where they are."""
     spare = iter(_SPARE * 2)
     for index, (name, line) in enumerate(lines.items(), first):
         role = _ROLES.get(name) or (next(spare) if len(lines) > 1 else "ink")
         axes.plot(
-            steps,
-            line,
+            line.steps,
+            line.values,
             color=PALETTE[role],
             linestyle=_DASHES[index % len(_DASHES)],
             label=_legend_name(name),
-            marker=marker or ("o" if len(steps) <= 12 else None),
+            marker="o" if len(line.steps) < max(12, dense) else None,
             markersize=3.2,
         )
 
@@ -280,7 +296,7 @@ def _ends(lines: Lines) -> str:
     """First and last value of every line, for those who cannot see the picture."""
     parts = []
     for name, line in lines.items():
-        seen = [value for value in line if math.isfinite(value)]
+        seen = [value for value in line.values if math.isfinite(value)]
         if seen:
             parts.append(f"{label(name)}: from {number(seen[0])} to {number(seen[-1])}.")
     return " ".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from expunge.record import Metric, RunRecord, Sample, Stage
@@ -85,7 +85,7 @@ class SampleGroup:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A run's history in a few totals."""
+    """A run's history in a few totals; `marks` explain what stands in its pictures."""
 
     steps: int
     repairs: int
@@ -93,6 +93,7 @@ class Course:
     seconds: float
     decisions: tuple[tuple[str, int], ...]
     checks: int
+    marks: tuple[str, ...]
 
 
 def stages(record: RunRecord) -> list[Stage]:
@@ -134,7 +135,7 @@ def _cell(name: str, found: Metric | None) -> Cell:
 
 def sample_groups(record: RunRecord) -> list[SampleGroup]:
     """The samples by split: forget first, at most `MOST_SAMPLES` of each."""
-    splits = dict.fromkeys(sample.split for sample in record.samples)
+    splits = dict.fromkeys(sample.split for sample in record.samples if sample.generations)
     ordered = [split for split in SPLITS if split in splits] + [s for s in splits if s not in SPLITS]
     return [_group(record, split) for split in ordered]
 
@@ -184,4 +185,16 @@ def course(record: RunRecord) -> Course:
         seconds=math.fsum(step.seconds for step in record.history),
         decisions=tuple(Counter(probe.decision for probe in record.probes).most_common(12)),
         checks=len(record.checks),
+        marks=tuple(_marks(record)),
     )
+
+
+def _marks(record: RunRecord) -> Iterator[str]:
+    if any(step.repair for step in record.history):
+        yield "grey bands are repair steps"
+    if record.probes:
+        yield "ticks at the foot are probes"
+    if record.stop:
+        yield "the dashed upright line is where the run ended"
+        if record.stop.restored_step is not None:
+            yield "the dotted one is the step whose state was returned"

@@ -74,7 +74,8 @@ def _target(axes: Axes, points: list[Point], against: Reference | None) -> None:
     if {"before", "after"} <= retain.keys():
         floor = KEPT * retain["before"]
         axes.axhline(floor, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (2, 2)))
-        _note(axes, f"{percent(KEPT)} of before", (0.62, floor), (0, -10), PALETTE["muted"], ha="center")
+        below = -10 if floor > 0.1 else 4
+        _note(axes, f"{percent(KEPT)} of before", (0.62, floor), (0, below), PALETTE["muted"], ha="center")
     if against is not None:
         level, colour = against.metric, PALETTE["reference"]
         axes.axvspan(level.low, level.high, color=colour, alpha=0.13, linewidth=0)
@@ -109,6 +110,8 @@ def _mark(axes: Axes, point: Point) -> None:
     axes.errorbar(x.value, y.value, markersize=7, **(bars | look))
     dx, dy = _OFFSETS[point.stage]
     left = x.value > 0.6
+    if y.value < 0.1 and dy < 0:
+        dy = 22
     name = {"ha": "right" if left else "left", "fontsize": 10, "fontweight": "bold"}
     _note(axes, point.title, (x.value, y.value), (-dx if left else dx, dy), look["color"], **name)
 

@@ -107,15 +107,18 @@ def _percent_digits(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number with three significant digits; powers of ten only where they help."""
+    """A number with two or three significant digits; powers of ten only where they help."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return power(value)
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return _signed(f"{value:,.{min(digits, 3 if abs(value) < 0.1 else 2)}f}")
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    digits = 1 - exponent if exponent < -1 else min(2, max(0, 2 - exponent))
+    return _signed(f"{value:,.{digits}f}")
 
 
 def power(value: float) -> str:
