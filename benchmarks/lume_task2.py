@@ -3,8 +3,8 @@
     python benchmarks/lume_task2.py --data LUME_FOLDER --output RESULTS_FOLDER [--seeds 0,1,2]
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl. The first 20 people of
-each training fold are taken; all Task 2 rows of the validation folds are the holdout. A seed whose
-result exists is skipped, so an interrupted study continues where it stopped.
+each training fold are taken, and as many of the validation fold as the holdout. The model is taught once;
+the seeds are those of unlearning. What exists already is skipped, so that an interrupted study continues.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 
 from expunge import api
-from expunge.record import read_record
+from expunge.heap import keep_freed_memory
+from expunge.record import RunRecord, read_record
 
 
 def task2(path: Path, people: int | None = None) -> list[dict[str, str]]:
@@ -35,53 +36,68 @@ def task2(path: Path, people: int | None = None) -> list[dict[str, str]]:
 
 
 def prepare(data: Path, folder: Path, people: int) -> dict[str, Path]:
-    """Write forget, retain and holdout as JSON Lines."""
+    """Write forget, retain and holdout as JSON Lines, and the question rows of each beside them."""
     sets = {
         "forget": task2(data / "train" / "forget.jsonl", people),
         "retain": task2(data / "train" / "retain.jsonl", people),
-        "holdout": task2(data / "validation" / "forget.jsonl") + task2(data / "validation" / "retain.jsonl"),
+        "holdout": task2(data / "validation" / "forget.jsonl", people),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        questions = [row for row in rows if row["kind"] == "qa"]
+        for target, found in ((name, rows), (f"{name}-questions", questions)):
+            text = "".join(json.dumps(row) + "\n" for row in found)
+            (folder / f"{target}.jsonl").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.jsonl" for name in sets}
 
 
-def study(paths: dict[str, Path], output: Path, seed: int, method: str, settings: dict[str, object]) -> None:
-    """One seed: fine-tune once, then unlearn; both folders are kept."""
-    taught, folder = output / f"taught-{seed}", output / f"{method}-{seed}"
+def teach(paths: dict[str, Path], output: Path) -> Path:
+    """The model that knows all 40 people; taught once, since it is not what is compared."""
+    taught = output / "taught"
     if not (taught / "record.json").exists():
         api.finetune(
             "smollm2-135m",
             data=[paths["forget"], paths["retain"]],
             output=taught,
             overwrite=True,
-            seed=seed,
             template="none",
             evaluate=False,
+            seed=0,
+            learning_rate=1e-3,
+            warmup_steps=5,
+            per_device_train_batch_size=16,
+            max_steps=150,
+            save_strategy="no",
         )
+    return taught / "model"
+
+
+def study(paths: dict[str, Path], output: Path, seed: int, method: str, settings: dict[str, object]) -> None:
+    """One seed of unlearning, then the question rows of before and after."""
+    model, folder = teach(paths, output), output / f"{method}-{seed}"
     if not (folder / "record.json").exists():
-        api.unlearn(
-            taught / "model",
-            **paths,
-            method=method,
-            output=folder,
-            resume=folder.exists(),
-            seed=seed,
-            template="none",
-            **settings,
+        options = {"output": folder, "resume": folder.exists(), "seed": seed, "template": "none"}
+        api.unlearn(model, **paths, method=method, **options, **settings)
+    show(seed, read_record(folder))
+    questions = {name: path.with_name(f"{name}-questions.jsonl") for name, path in paths.items()}
+    original = model if seed == 0 else None
+    check = folder / "questions"
+    if not (check / "record.json").exists():
+        api.evaluate(
+            folder / "model", original=original, **questions, output=check, overwrite=True, template="none"
         )
-    record = read_record(folder)
-    print(
-        json.dumps(
-            {"seed": seed, "stop": record.stop.sentence if record.stop else None, "timings": record.timings}
-        )
-    )
+    show(seed, read_record(check))
+
+
+def show(seed: int, record: RunRecord) -> None:
+    """One line per stage and split, in JSON."""
+    stop = record.stop.model_dump() if record.stop else None
+    repairs = sum(step.repair for step in record.history)
+    print(json.dumps({"seed": seed, "stop": stop, "repairs": repairs, "timings": record.timings}))
     for stage, evaluation in record.evaluations.items():
         for split, metrics in evaluation.splits.items():
             shown = {k: [round(m.value, 3), round(m.low, 3), round(m.high, 3)] for k, m in metrics.items()}
-            print(json.dumps({"stage": stage, "split": split} | shown), flush=True)
+            print(json.dumps({"seed": seed, "stage": stage, "split": split} | shown), flush=True)
 
 
 def main() -> None:
@@ -97,6 +113,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options = parser.parse_args()
     settings = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in options.settings)}
+    keep_freed_memory()
     paths = prepare(options.data, options.output / "data", options.people)
     for seed in map(int, options.seeds.split(",")):
         study(paths, options.output, seed, options.method, settings)

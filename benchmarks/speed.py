@@ -27,8 +27,10 @@ def one(data: Path, method: str, steps: int, precision: str) -> dict[str, Any]:
 
     from expunge import Unlearner, UnlearningArguments, methods, read_records
     from expunge.environment import peak_memory
+    from expunge.heap import keep_freed_memory
     from expunge.models import load_model, load_tokenizer
 
+    keep_freed_memory()
     settings = {"diagnose_every": 0, "check_every": 10**6, "save_strategy": "no", "max_steps": steps}
     args = UnlearningArguments(output_dir="unused", bf16=precision == "bf16", seed=0, **settings)
     run = Unlearner(

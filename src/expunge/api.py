@@ -215,6 +215,7 @@ def _train(run: Run, unlearner: Unlearner, title: str, options: RunOptions) -> S
                 raise
             raise UsageError(f"--resume cannot continue this run: {error}") from error
     assert unlearner.stop is not None
+    unlearner.release()
     return unlearner.stop
 
 

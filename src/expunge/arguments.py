@@ -53,7 +53,7 @@ class UnlearningArguments(TrainingArguments):
     bf16: bool = field(default_factory=bf16_pays)
     template: Literal["auto", "chat", "none"] = "auto"
     max_length: int | None = None
-    check_every: int = 10
+    check_every: int = 5
     check_rows: int = 64
     diagnose_every: int = 10
 

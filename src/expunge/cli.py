@@ -282,6 +282,7 @@ def _plain(error: Exception) -> str:
 
 def _hush() -> None:
     """Libraries' notices are not the user's business; ours and errors are."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large blocks in huge pages, fewer faults
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"torch|transformers|accelerate")
@@ -292,8 +293,10 @@ def _hush() -> None:
 def _reporter(silent: bool) -> Any:
     from transformers.utils import logging as transformers_logging
 
+    from expunge.heap import keep_freed_memory
     from expunge.progress import Bars, Silent
 
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return Silent() if silent else Bars(Console(stderr=True, highlight=False))

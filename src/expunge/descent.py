@@ -195,11 +195,10 @@ class Descent:
 
     def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
         """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
-        fall = [old - new.detach() for old, new in zip(self.before, self.parameters, strict=True)]
-        length = math.sqrt(inner(fall, fall))
-        products = self._buffers.products(fall, self._clip() if clipped else 1.0).tolist()
+        fall = (old - new.detach() for old, new in zip(self.before, self.parameters, strict=True))
+        products, length = self._buffers.products(fall, self._clip() if clipped else 1.0)
         return {
-            name: products[i] / (norm * length) if norm * length > 0 else 0.0
+            name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0
             for i, (name, norm) in enumerate(self._norms().items())
         }
 

@@ -6,7 +6,8 @@ tensors only: no model, no data, no optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -91,19 +92,23 @@ class GradientBuffers:
         for parameter, gradient in zip(self.parameters, target, strict=True):
             parameter.grad = gradient
 
-    def products(self, change: Sequence[Tensor], scale: float = 1.0) -> Float[Tensor, " m"]:
-        """<change, g_i> for every objective, after `combine`.
+    def products(self, change: Iterable[Tensor], scale: float = 1.0) -> tuple[Float[Tensor, " m"], float]:
+        """<change, g_i> for every objective, after `combine`, and ‖change‖.
 
         Args:
-            change: One tensor per parameter.
+            change: One tensor per parameter; each is used once, so that they need not all exist at a time.
             scale: `.grad` / Σ w_i g_i, other than 1 where the combined gradient was clipped.
         """
-        out = torch.tensor([inner(change, gradient) for gradient in self.gradients], dtype=torch.float64)
+        out = torch.zeros(len(self.gradients), dtype=torch.float64)
+        combined = square = 0.0
+        for k, (part, parameter) in enumerate(zip(change, self.parameters, strict=True)):
+            square += inner([part], [part])
+            combined += inner([part], [parameter.grad]) / scale
+            for i, gradient in enumerate(self.gradients):
+                out[i] += inner([part], [gradient[k]])
         if (lost := self._overwritten) is not None:
-            combined = inner(change, [parameter.grad for parameter in self.parameters]) / scale
-            out[lost] = 0.0
             out[lost] = (combined - float(self._weights @ out)) / self._weights[lost]
-        return out
+        return out, math.sqrt(square)
 
     def release(self) -> None:
         """Forget all gradients; `.grad` is the caller's."""

@@ -48,7 +48,7 @@ class World:
     holdout: list[Row]
 
 
-def people(seed: int, forget: int = 8, retain: int = 16, holdout: int = 8) -> World:
+def people(seed: int, forget: int = 6, retain: int = 12, holdout: int = 6) -> World:
     """Fictitious people, the same for the same arguments on every machine (and version of Faker).
 
     Names, telephone numbers, addresses, e-mail addresses, identity numbers and birth dates are

@@ -200,6 +200,15 @@ class Unlearner(Trainer):
         with self.interrupt:
             return super().train(*args, **kwargs)
 
+    def release(self) -> None:
+        """Free what only training needs (optimizer state, gradients, last good state); the model stays."""
+        self.model.zero_grad()
+        self.descent.begin(repair=False, separate=False)
+        self.monitor.good = None
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.accelerator.free_memory()
+
     # -- the gradient of one optimizer step ------------------------------------------------------
 
     def get_batch_samples(
