@@ -41,12 +41,13 @@ def train(folder: Path, method: str, accumulation: int) -> Unlearner:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    finished = train(target, sys.argv[2], accumulation=1)
-    rank = finished.accelerator.process_index
-    torch.save(finished.model.state_dict(), target / f"rank{rank}.pt")
-    history = {
-        "rates": [step.learning_rate for step in finished.history],
-        "losses": [step.losses for step in finished.history],
-    }
-    (target / f"rank{rank}.json").write_text(json.dumps(history))
+    for name in sys.argv[2:]:
+        finished = train(target, name, accumulation=1)
+        rank = finished.accelerator.process_index
+        torch.save(finished.model.state_dict(), target / f"{name}-{rank}.pt")
+        history = {
+            "rates": [step.learning_rate for step in finished.history],
+            "losses": [step.losses for step in finished.history],
+        }
+        (target / f"{name}-{rank}.json").write_text(json.dumps(history))
     torch.distributed.destroy_process_group()

@@ -28,7 +28,8 @@ def taught(model_folder, tmp_path_factory):
     )
     assert result.record.stop.reason == "learned"
     assert result.record.kind == "finetune"
-    assert result.record.evaluations["after"].splits["retain"]["leak"].value > 0.9
+    assert result.record.evaluations["before"].splits["train"]["leak"].value == 0.0
+    assert result.record.evaluations["after"].splits["train"]["leak"].value > 0.9
     return folder / "model"
 
 
@@ -124,6 +125,12 @@ def test_evaluate_compares_original_and_control(taught, model_folder, result, tm
         ({"tolerance": -1.0}, "must be positive"),
         ({"retain": FORGET[:2] + RETAIN}, "retain"),
         ({"holdout": FORGET[:1]}, "holdout"),
+        ({"holdout": RETAIN[:1]}, "holdout"),
+        ({"learning_rate": "fast"}, "learning_rate must be a valid number"),
+        ({"max_steps": 1.5}, "max_steps must be"),
+        ({"template": "poem"}, "template must be"),
+        ({"tolerence": 0.1}, "Did you mean tolerance?"),
+        ({"resum": True}, "Did you mean resume?"),
         ({"forget": []}, "forget"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -170,6 +177,72 @@ def test_an_interrupted_run_resumes_to_the_same_model(result, taught, tmp_path, 
     assert resumed.record.models["after"].sha256 == result.record.models["after"].sha256
     assert [step.losses for step in resumed.record.history] == [step.losses for step in result.record.history]
     assert not (tmp_path / "out" / "checkpoints").exists()
+    with pytest.raises(UsageError, match="has ended"):
+        expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)
+
+
+def test_an_interrupted_evaluation_resumes_without_training_again(result, taught, tmp_path, monkeypatch):
+    """Ctrl-C after the training: model and history are on disk; `resume` only evaluates."""
+    from expunge.runs import Run
+
+    original = Run.evaluate
+
+    def interrupting(self, stage, *words):
+        if stage == "after":
+            raise KeyboardInterrupt
+        original(self, stage, *words)
+
+    sets = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            expunge.unlearn(taught, **sets, output=tmp_path / "out", **TINY)
+    with monkeypatch.context() as patched:
+        patched.setattr("expunge.unlearner.Unlearner.train", lambda *_, **__: pytest.fail("trained again"))
+        resumed = expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)
+    assert resumed.record.models["after"].sha256 == result.record.models["after"].sha256
+    assert resumed.record.evaluations["after"].splits == result.record.evaluations["after"].splits
+    assert resumed.record.history[-1].losses == result.record.history[-1].losses
+
+
+def test_overwrite_waits_until_the_input_is_accepted(result, taught, tmp_path):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(result.folder, out)
+    sets = {"forget": FORGET, "retain": RETAIN}
+    for model in ("no-such-model", out / "model"):
+        with pytest.raises(UsageError):
+            expunge.unlearn(model, **sets, output=out, overwrite=True, **TINY)
+        assert read_record(out) == result.record
+        assert (out / "model" / "model.safetensors").is_file()
+    expunge.unlearn(taught, **sets, output=out, overwrite=True, evaluate=False, **{**TINY, "max_steps": 1})
+    assert len(read_record(out).history) == 1
+
+
+def test_a_refused_command_does_not_block_the_next(taught, tmp_path):
+    sets = {"forget": FORGET, "retain": RETAIN, "output": tmp_path / "out"}
+    with pytest.raises(UsageError):
+        expunge.unlearn("no-such-model", **sets, **TINY)
+    done = expunge.unlearn(taught, **sets, evaluate=False, **{**TINY, "max_steps": 1})
+    assert done.report.is_file()
+
+
+def test_a_diverged_run_without_a_good_state_saves_no_model(taught, tmp_path, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(taught)
+    model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    done = expunge.unlearn(
+        model,
+        tokenizer,
+        forget=FORGET,
+        method="grad-ascent",
+        output=tmp_path / "out",
+        evaluate=False,
+        **QUICK,
+    )
+    assert done.record.stop.reason == "diverged"
+    assert not (tmp_path / "out" / "model").exists()
+    assert any("no model was saved" in note for note in done.record.notes)
 
 
 def test_duplicates_are_reported(taught):

@@ -125,7 +125,8 @@ def test_finetune_takes_several_files(data, model_folder, tmp_path):
         )
         == 0
     )
-    assert read_record(tmp_path / "a").data["retain"].rows == 16
+    assert read_record(tmp_path / "a").data["train"].rows == 16
+    assert read_record(tmp_path / "a").data["train"].sha256.count(" + ") == 1
     assert (tmp_path / "a" / "model" / "model.safetensors").is_file()
 
 
@@ -138,6 +139,9 @@ def test_list_names_every_choice(capsys):
     assert "Normalized" not in capsys.readouterr().out
 
 
+RUN = ("run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -146,17 +150,17 @@ def test_list_names_every_choice(capsys):
         (["run", "--output", "o"], "--forget"),
         (["run", "--forget", "missing.jsonl", "--retain", "r", "--output", "o"], "missing.jsonl"),
         (
-            ["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o", "--method", "ngdif"],
+            [*RUN, "--method", "ngdif"],
             "Did you mean ngdiff",
         ),
         (["run", "--forget", "{forget}", "--output", "o", "--model", "{model}"], "--retain"),
         (["run", "--forget", "{forget}", "--retain", "{forget}", "--output", "o"], "share no record"),
         (
-            ["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o", "--set", "rows"],
+            [*RUN, "--set", "rows"],
             "KEY=VALUE",
         ),
         (
-            ["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o", "--set", "lr=1"],
+            [*RUN, "--set", "lr=1"],
             "names a setting|must name",
         ),
         (["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "{forget}"], "is a file"),
@@ -175,13 +179,22 @@ def test_list_names_every_choice(capsys):
             "smollm2-135m",
         ),
         (
-            ["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o", "--config", "no.yaml"],
+            [*RUN, "--config", "no.yaml"],
             "--config",
         ),
-        (["run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o", "--seed", "x"], "seed"),
+        ([*RUN, "--seed", "x"], "seed"),
         (["evaluate", "records", "--output", "o"], "Give at least one"),
         (["evaluate", "recrods", "--output", "o"], "records"),
         (["report", "nowhere"], "does not exist"),
+        (["run", "--forget", "{forget}", "--output", "o", "--set", "retain={retain}"], "give it as --retain"),
+        (
+            [*RUN, "--set", "max_steps=x"],
+            "max_steps",
+        ),
+        (
+            [*RUN, "--set", "fp16=true"],
+            "fp16",
+        ),
         (["list", "method"], "methods"),
         (["finetune", "--data", "{forget}", "--output", "/proc/nowhere"], "--output must be writable"),
     ],

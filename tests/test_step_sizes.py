@@ -80,13 +80,6 @@ def test_standard_error_of_equal_rows_is_the_textbook_one():
     assert standard_error(values[:1], torch.ones(1)) == math.inf
 
 
-def test_excess_is_measured_from_the_start():
-    ones = torch.ones(2)
-    reading = Line(minus=ones, zero=ones * 1.5, plus=ones, tokens=ones, start=ones)
-    assert reading.excess == 0.5
-    assert line(1, 1, 1).excess == 0.0
-
-
 @pytest.mark.parametrize(
     "arguments", [{"every": 0}, {"clip": (0.0, 2.0)}, {"clip": (1.5, 2.0)}, {"clip": (0.5, 0.9)}]
 )

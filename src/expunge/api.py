@@ -6,22 +6,22 @@ The command line is a thin layer over these; anything it does can be done from P
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from expunge import output
-from expunge.arguments import UnlearningArguments
+from expunge.callbacks import StopWhenLearned, Ticker
 from expunge.errors import UsageError
-from expunge.methods import METHODS, Method, fine_tune
-from expunge.record import Stage, Stop
+from expunge.methods import Method, fine_tune
+from expunge.models import load_model
+from expunge.monitor import RunState
+from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.runs import ModelSource, Result, Run, RunOptions, claim
+from expunge.settings import arguments, configuration, resolve_method
 from expunge.unlearner import Unlearner
 
 PASSES = 15
@@ -63,11 +63,41 @@ def unlearn(
         0.02
     """
     options, settings = RunOptions.take(settings)
+    name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
-    given = {"forget": forget, "retain": retain, "holdout": holdout}
-    sets = {name: _read(data, name, options) for name, data in given.items() if data is not None}
-    _check_sets(recipe, sets)
-    return _unlearn(model, tokenizer, recipe, sets, options, settings)
+    args = arguments(settings, options, name)
+    sets = _sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
+    for source in recipe.sources:
+        if source not in sets:
+            raise UsageError(
+                f"method {recipe.name} needs {source} records; none are given. "
+                f"Give --{source} FILE, or choose a method that does not read them (grad-ascent)."
+            )
+    folder = claim(options, [model, options.control, forget, retain, holdout])
+    run = Run(options.kind, args, sets, options, folder)
+    loaded, tokenizer = run.load(model, tokenizer, "before")
+    finished = run.unfinished()
+    unlearner = _prepare(run, loaded, tokenizer, recipe)
+    run.accept()
+    if options.evaluate:
+        run.evaluate("before", loaded, tokenizer)
+    if finished:
+        loaded, state = load_model(_written(folder) / "model"), _state(finished)
+        loaded.to(args.device)  # type: ignore[arg-type]
+    else:
+        state = _train(run, unlearner, f"Forgetting ({recipe.name})")
+    settled = configuration(args, recipe)
+    if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
+        step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
+        run.describe("after", f"{recipe.name} at step {step}", loaded)
+        run.save(loaded, tokenizer)
+        if options.evaluate:
+            run.record(settled, recipe.name, state)  # what is known so far survives an interruption
+            run.evaluate("after", loaded, tokenizer)
+            if options.control is not None:
+                run.evaluate("control", *run.load(options.control, tokenizer, "control"))
+        run.tidy()
+    return Result(loaded, tokenizer, run.record(settled, recipe.name, state), folder)
 
 
 def finetune(
@@ -90,26 +120,30 @@ def finetune(
     Raises:
         UsageError: Data, model or settings cannot be used.
     """
-    options, settings = RunOptions.take(settings)
-    records = _read_all(data, options)
-    rows = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
-    lesson = {
-        "learning_rate": 3e-4,
-        "lr_scheduler_type": "linear",
-        "max_steps": PASSES * -(-len(records) // rows),
-    }
-    args = _arguments(lesson | settings, options)
-    run = Run("finetune", args, {"retain": records}, claim(options), options.reporter)
-    model, tokenizer = run.load(model, tokenizer, "before")
-    unlearner = Unlearner(model, args, fine_tune(), tokenizer, retain_dataset=run.sets["retain"])
-    unlearner.add_callback(_StopWhenLearned(unlearner, options.target_loss))
-    if _train(run, unlearner, "Learning", options).reason != "interrupted":
-        run.describe("after", "fine-tuned", model)
-        run.save(model, tokenizer)
+    options, settings = RunOptions.take({"kind": "finetune"} | settings)
+    args = arguments({"learning_rate": 3e-4, "lr_scheduler_type": "linear"} | settings, options)
+    records, sources = _read_all(data, options)
+    if "max_steps" not in settings:
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        args.max_steps = PASSES * -(-len(records) // rows)
+    folder = claim(options, [model, *sources])
+    run = Run(options.kind, args, {"train": records}, options, folder)
+    loaded, tokenizer = run.load(model, tokenizer, "before")
+    run.unfinished()
+    method = fine_tune()
+    unlearner = _prepare(run, loaded, tokenizer, method)
+    unlearner.add_callback(StopWhenLearned(unlearner, options.target_loss))
+    run.accept()
+    if options.evaluate:
+        run.evaluate("before", loaded, tokenizer)
+    state = _train(run, unlearner, "Learning")
+    if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
+        run.describe("after", "fine-tuned", loaded)
+        run.save(loaded, tokenizer)
         if options.evaluate:
-            run.evaluate("after", model, tokenizer)
+            run.evaluate("after", loaded, tokenizer)
         run.tidy()
-    return Result(model, tokenizer, run.record(_configuration(unlearner), unlearner), run.folder)
+    return Result(loaded, tokenizer, run.record(configuration(args, method), method.name, state), folder)
 
 
 def evaluate(
@@ -133,166 +167,84 @@ def evaluate(
     Raises:
         UsageError: Data, model or settings cannot be used.
     """
-    options, settings = RunOptions.take(settings)
+    options, settings = RunOptions.take({"kind": "evaluate"} | settings)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
-    sets = {name: _read(data, name, options) for name, data in given.items() if data is not None}
+    args = arguments(settings, options)
+    sets = _sets(given, options)
     if not sets:
         raise UsageError(
             "evaluate needs records; none of --forget, --retain, --holdout is given. Give at least one."
         )
-    run = Run("evaluate", _arguments(settings, options), sets, claim(options), options.reporter)
-    stages: dict[Stage, ModelSource | None] = {"before": original, "control": control}
+    run = Run("evaluate", args, sets, options, claim(options, [model, control, original, *given.values()]))
+    last: Stage = "after" if original is not None else "before"
+    stages: dict[Stage, ModelSource | None] = {"before": original, "control": control, last: model}
+    loaded = None
     for stage, source in stages.items():
         if source is not None:
-            run.evaluate(stage, *run.load(source, tokenizer, stage))
-    last: Stage = "after" if original is not None else "before"
-    model, tokenizer = run.load(model, tokenizer, last)
-    run.evaluate(last, model, tokenizer)
-    return Result(model, tokenizer, run.record({"precision": run.args.precision}), run.folder)
+            loaded = run.load(source, tokenizer, stage)
+            run.accept()
+            run.evaluate(stage, *loaded)
+    assert loaded is not None
+    settled = {"precision": args.precision, "template": args.template, "max_length": args.max_length}
+    return Result(*loaded, run.record(settled), run.folder)
 
 
-def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """A recipe by name with its arguments taken from `settings`, and the settings left over.
-
-    Raises:
-        UsageError: No recipe has that name, or it refuses an argument.
-    """
-    if isinstance(method, Method):
-        return method, dict(settings)
-    if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f"--method must be one of {', '.join(METHODS)}; got {method!r}. {hint}See expunge list methods."
-        )
-    parameters = inspect.signature(METHODS[method]).parameters
-    mine = {key: value for key, value in settings.items() if key in parameters}
+def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:
+    """The engine, and with `resume` the proof that the checkpoint is of this run."""
+    sets = run.sets
+    retain = sets.get("retain", sets.get("train"))
     try:
-        recipe = METHODS[method](**mine)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"method {method} refused its settings: {error}") from None
-    return recipe, {key: value for key, value in settings.items() if key not in parameters}
-
-
-def _unlearn(
-    model: ModelSource,
-    tokenizer: PreTrainedTokenizerBase | None,
-    recipe: Method,
-    sets: dict[str, Records],
-    options: RunOptions,
-    settings: Mapping[str, Any],
-) -> Result:
-    args = _arguments(settings, options)
-    run = Run(options.kind, args, sets, claim(options), options.reporter, notes=list(options.notes))
-    model, tokenizer = run.load(model, tokenizer, "before")
-    if options.evaluate:
-        run.evaluate("before", model, tokenizer)
-    unlearner = Unlearner(
-        model, args, recipe, tokenizer, sets.get("forget"), sets.get("retain"), sets.get("holdout")
-    )
-    stop = _train(run, unlearner, f"Forgetting ({recipe.name})", options)
-    if stop.reason != "interrupted":
-        run.describe("after", f"{recipe.name} at step {stop.restored_step or stop.step}", model)
-        run.save(model, tokenizer)
-        if options.evaluate:
-            run.evaluate("after", model, tokenizer)
-            if options.control is not None:
-                run.evaluate("control", *run.load(options.control, tokenizer, "control"))
-        run.tidy()
-    return Result(model, tokenizer, run.record(_configuration(unlearner), unlearner), run.folder)
-
-
-def _train(run: Run, unlearner: Unlearner, title: str, options: RunOptions) -> Stop:
-    checkpoint = output.last_checkpoint(run.folder) if run.folder and options.resume else None
-    if options.resume and checkpoint is None:
-        run.notes.append("--resume found no checkpoint; the run started from the beginning.")
-    with run.timed("train"), run.reporter.phase(title, run.args.max_steps) as advance:
-        unlearner.add_callback(_Ticker(unlearner, advance))
+        unlearner = Unlearner(
+            model, run.args, recipe, tokenizer, sets.get("forget"), retain, sets.get("holdout")
+        )
+    except ValueError as error:
+        raise UsageError(f"This run cannot start: {error}") from error
+    unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
+    if (checkpoint := _checkpoint(run)) is not None:
         try:
-            unlearner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            unlearner.monitor.load(checkpoint)
         except ValueError as error:
-            if checkpoint is None:
-                raise
-            raise UsageError(f"--resume cannot continue this run: {error}") from error
-    assert unlearner.stop is not None
+            raise UsageError(f"--resume cannot continue this run: {error}") from None
+    if "forget" in recipe.sources and unlearner.monitor.check is None:
+        run.notes.append("There was no control to compare the forget records with: only limits end this run.")
+    return unlearner
+
+
+def _checkpoint(run: Run) -> Path | None:
+    return output.last_checkpoint(run.folder) if run.folder and run.options.resume else None
+
+
+def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
+    checkpoint = _checkpoint(run)
+    if run.options.resume and checkpoint is None:
+        run.notes.append("--resume found no checkpoint; the run started from the beginning.")
+    if checkpoint is not None:
+        run.notes.append("Resumed from a checkpoint; times are those of the last session.")
+    with run.timed("train"), run.options.reporter.phase(title, run.args.max_steps) as advance:
+        unlearner.add_callback(Ticker(unlearner, advance))
+        unlearner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     unlearner.release()
-    return unlearner.stop
+    return unlearner.monitor.state
 
 
-class _Ticker(TrainerCallback):
-    """Moves the progress bar."""
-
-    def __init__(self, unlearner: Unlearner, advance: Any) -> None:
-        self.unlearner, self.advance = unlearner, advance
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = self.unlearner.history[-1]
-        words = "  ".join(f"{name} {value:.2f}" for name, value in last.losses.items())
-        self.advance(state.global_step, words + ("  repair" if last.repair else ""))
+def _usable(run: Run, state: RunState) -> bool:
+    """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
+    if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
+        return True
+    run.notes.append("The run diverged and the method keeps no earlier state: no model was saved.")
+    return False
 
 
-class _StopWhenLearned(TrainerCallback):
-    """Ends fine-tuning once the mean loss of one pass over the data is below a target."""
-
-    def __init__(self, unlearner: Unlearner, target: float) -> None:
-        self.unlearner, self.target = unlearner, target
-        rows = len(unlearner.records["retain"])
-        self.steps = -(
-            -rows // (unlearner.args.train_batch_size * unlearner.args.gradient_accumulation_steps)
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = [next(iter(step.losses.values())) for step in self.unlearner.history[-self.steps :]]
-        if len(last) == self.steps and sum(last) / len(last) < self.target:
-            sentence = f"The mean loss of one pass over the data fell below {self.target:g}."
-            self.unlearner.monitor.state.stop = Stop(
-                reason="learned", sentence=sentence, step=state.global_step
-            )
-            control.should_training_stop = True
-
-
-def _arguments(settings: Mapping[str, Any], options: RunOptions) -> UnlearningArguments:
-    known = {f.name for f in dataclasses.fields(UnlearningArguments) if f.init}
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = (
-                f"Did you mean {near[0]}?"
-                if near
-                else "See the arguments of UnlearningArguments and of the method."
-            )
-            raise UsageError(f"--set must name a setting; {key!r} is none. {hint}")
-    folder = (
-        Path(options.output) / output.CHECKPOINTS
-        if options.output
-        else Path(tempfile.gettempdir()) / "expunge"
+def _state(record: RunRecord) -> RunState:
+    """What an ended training measured, from its record."""
+    return RunState(
+        fingerprint="", steps=record.history, probes=record.probes, checks=record.checks, stop=record.stop
     )
-    defaults: dict[str, Any] = {"output_dir": str(folder)}
-    if options.output is None:
-        defaults["save_strategy"] = "no"
-    try:
-        return UnlearningArguments(**defaults | dict(settings))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--set was refused: {error}") from None
 
 
-def _configuration(unlearner: Unlearner) -> dict[str, Any]:
-    """Settings that decide the result, as plain values."""
-    args, method = unlearner.args, unlearner.method
-    names = (
-        "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "template", "max_length",
-        "check_every", "check_rows",
-    )  # fmt: skip
-    values = {name: getattr(args, name) for name in names}
-    plain = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in values.items()}
-    return plain | {
-        "precision": args.precision,
-        "objectives": [objective.name for objective in method.objectives],
-        "weighting": repr(method.weighting),
-        "step_size": repr(method.step_size) if method.step_size else "schedule",
-        "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
-    }
+def _written(folder: Path | None) -> Path:
+    assert folder is not None
+    return folder
 
 
 def _read(data: Data, name: str, options: RunOptions) -> Records:
@@ -303,25 +255,24 @@ def _read(data: Data, name: str, options: RunOptions) -> Records:
     )
 
 
-def _read_all(data: Data | Sequence[Data], options: RunOptions) -> Records:
-    """Several sources read as one set; a list of records is one source."""
+def _sets(given: Mapping[str, Data | None], options: RunOptions) -> dict[str, Records]:
+    """Read what is given; no set may share a record with another."""
+    sets = {name: _read(data, name, options) for name, data in given.items() if data is not None}
+    for first, second in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):
+        if first in sets and second in sets:
+            check_disjoint(sets[first], sets[second])
+    return sets
+
+
+def _read_all(data: Data | Sequence[Data], options: RunOptions) -> tuple[Records, list[Data]]:
+    """Several sources read as one set, with the hash of each; a list of records is one source."""
     several = (
         isinstance(data, list | tuple) and data and all(isinstance(d, str | Path | Records) for d in data)
     )
-    parts = [_read(d, "retain", options) for d in (data if several else [data])]  # type: ignore[union-attr,arg-type]
+    sources: list[Any] = list(data) if several else [data]  # type: ignore[arg-type]
+    parts = [_read(source, "train", options) for source in sources]
     if len(parts) == 1:
-        return parts[0]
-    merged = read_records([row for part in parts for row in part], name="retain")
-    return dataclasses.replace(merged, source=" + ".join(part.source for part in parts))
-
-
-def _check_sets(method: Method, sets: Mapping[str, Records]) -> None:
-    for source in method.sources:
-        if source not in sets:
-            raise UsageError(
-                f"method {method.name} needs {source} records; none are given. "
-                f"Give --{source} FILE, or choose a method that does not read them (grad-ascent)."
-            )
-    for other in ("retain", "holdout"):
-        if other in sets:
-            check_disjoint(sets["forget"], sets[other])
+        return parts[0], sources
+    merged = read_records([row for part in parts for row in part], name="train")
+    source, sha256 = " + ".join(p.source for p in parts), " + ".join(p.sha256 for p in parts)
+    return dataclasses.replace(merged, source=source, sha256=sha256), sources

@@ -30,7 +30,7 @@ class UnlearningArguments(TrainingArguments):
         template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
             space, `auto` takes the template if there is one.
         max_length: Tokens per record at most; longer responses are cut. None: the model's context.
-        check_every: Optimizer steps between looks at whether the forget records are forgotten.
+        check_every: Optimizer steps between looks at whether the forget records are forgotten; 0 never looks.
         check_rows: Forget (and holdout) rows per look, fixed for the run.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
@@ -58,17 +58,31 @@ class UnlearningArguments(TrainingArguments):
     diagnose_every: int = 10
 
     def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
+        self.use_cpu = (
+            self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
+        )
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_steps < 1:
             raise ValueError(
                 f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
             )
-        if self.check_every < 1 or self.check_rows < 1 or self.diagnose_every < 0:
+        if self.fp16:
             raise ValueError(
-                "`check_every` and `check_rows` must be at least 1 and `diagnose_every` at least 0; "
-                f"got {self.check_every}, {self.check_rows}, {self.diagnose_every}."
+                "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16."
             )
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length` must be at least 2 tokens; got {self.max_length}.")
+        if self.check_every < 0 or self.check_rows < 1 or self.diagnose_every < 0:
+            raise ValueError(
+                "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
+                f"got {self.check_rows}, {self.check_every}, {self.diagnose_every}."
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """One device per process: several GPUs take `torchrun` or `accelerate launch`."""
+        return min(int(super().n_gpu), 1)
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:

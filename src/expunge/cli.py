@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -35,6 +34,13 @@ app = App(
     version_flags=["--version"],
 )
 
+FLAGS = {
+    "model", "forget", "retain", "holdout", "data", "output", "output_dir", "resume", "overwrite",
+    "control", "original", "prompt_field", "response_field", "kind", "claimed", "reporter", "source",
+    "notes", "evaluate",
+}  # fmt: skip
+"""What a flag or the verb says, and a setting therefore may not."""
+
 _look = Group("Output", sort_key=9)
 
 Quiet = Annotated[bool, Parameter(help="Print nothing but errors.", negative=(), group=_look)]
@@ -55,10 +61,10 @@ Settings = Annotated[
 ]
 PromptField = Annotated[str | None, Parameter(help="Name of the prompt in the data, if not a usual one.")]
 ResponseField = Annotated[str | None, Parameter(help="Name of the response in the data, if not a usual one.")]
-Seed = Annotated[int, Parameter(help="Seed of every random choice.")]
+Seed = Annotated[int | None, Parameter(help="Seed of every random choice. Default: 0.")]
 Template = Annotated[
-    Literal["auto", "chat", "none"],
-    Parameter(help="chat: the tokenizer's template; none: plain text; auto: chat if the tokenizer has one."),
+    Literal["auto", "chat", "none"] | None,
+    Parameter(help="chat: the tokenizer's template; none: plain text; auto (default): chat if there is one."),
 ]
 
 
@@ -67,7 +73,7 @@ def demo(
     *,
     output: Output = Path("expunge-demo"),
     model: Model = "smollm2-135m",
-    seed: Seed = 0,
+    seed: Annotated[int, Parameter(help="Seed of every random choice.")] = 0,
     control: Annotated[
         bool, Parameter(help="Also train a model that never saw the forget group.", negative=())
     ] = False,
@@ -101,10 +107,10 @@ def finetune(
     ],
     output: Output,
     model: Model = "smollm2-135m",
-    template: Template = "auto",
+    template: Template = None,
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     set_: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -114,7 +120,7 @@ def finetune(
     """Teach a model records, until it knows them or the step limit is reached."""
     from expunge import api
 
-    settings = _settings(set_, None) | {"seed": seed, "template": template}
+    settings = _settings(set_, None, seed=seed, template=template)
     result = api.finetune(
         model,
         data=data,
@@ -146,10 +152,10 @@ def run(
     config: Annotated[
         Path | None, Parameter(help="YAML file of settings; --set and --method win over it.")
     ] = None,
-    template: Template = "auto",
+    template: Template = None,
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     set_: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -159,15 +165,12 @@ def run(
     """Remove records from a model, keep the rest, and measure both."""
     from expunge import api
 
-    settings: dict[str, Any] = {"seed": seed, "template": template} | _settings(set_, config)
-    chosen = method or settings.pop("method", "ngdiff")
-    settings.pop("method", None)
+    settings = {"method": "ngdiff"} | _settings(set_, config, seed=seed, template=template, method=method)
     result = api.unlearn(
         model,
         forget=forget,
         retain=retain,
         holdout=holdout,
-        method=chosen,
         **settings,
         control=control,
         output=output,
@@ -197,10 +200,10 @@ def evaluate(
     control: Annotated[
         str | None, Parameter(help="A model that never saw the forget records, measured as well.")
     ] = None,
-    template: Template = "auto",
+    template: Template = None,
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     json_: Json = False,
@@ -215,8 +218,7 @@ def evaluate(
         holdout=holdout,
         original=original,
         control=control,
-        seed=seed,
-        template=template,
+        **_settings(None, None, seed=seed, template=template),
         output=output,
         overwrite=overwrite,
         prompt_field=prompt_field,
@@ -232,6 +234,7 @@ def report(folder: Annotated[Path, Parameter(help="Output folder of an earlier r
     from expunge.record import read_record
     from expunge.report import write_report
 
+    folder = folder.parent if folder.name == "record.json" else folder
     print(write_report(read_record(folder), folder))
 
 
@@ -302,15 +305,18 @@ def _reporter(silent: bool) -> Any:
     return Silent() if silent else Bars(Console(stderr=True, highlight=False))
 
 
-def _settings(pairs: list[str] | None, config: Path | None) -> dict[str, Any]:
-    """KEY=VALUE pairs over a YAML file; values are read as YAML scalars."""
-    settings = _read_config(config) if config else {}
+def _settings(pairs: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
+    """A YAML file, over it KEY=VALUE pairs, over these the flags that were given; values are YAML scalars."""
+    settings = {"seed": 0} | (_read_config(config) if config else {})
     for pair in pairs or []:
         key, found, value = pair.partition("=")
         if not found or not key:
             raise UsageError(f"--set must be KEY=VALUE; got {pair!r}. For example --set learning_rate=1e-5.")
         settings[key.strip().replace("-", "_")] = _scalar(value)
-    return settings
+    for key in settings:
+        if key in FLAGS:
+            raise UsageError(f"--set and --config must not name {key}; give it as --{key.replace('_', '-')}.")
+    return settings | {key: value for key, value in flags.items() if value is not None}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -343,15 +349,19 @@ def _number(value: Any) -> Any:
 
 
 def _finish(result: Any, *, quiet: bool, as_json: bool) -> None:
+    from pydantic_core import to_json
+
     from expunge.summary import summary, table
 
     if as_json:
-        print(json.dumps(summary(result.record, result.folder)))
+        print(to_json(summary(result.record, result.folder), inf_nan_mode="null").decode())
     elif not quiet:
         console = Console(highlight=False)
         for part in table(result.record):
             console.print(part)
         if result.folder:
-            console.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True)
+            console.print(
+                f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, markup=False
+            )
     if result.record.stop and result.record.stop.reason == "interrupted":
         raise SystemExit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def run_demo(
         KeyboardInterrupt: Ctrl-C during the teaching; there is nothing to resume yet.
     """
     output.claim(folder, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="expunge-demo-") as world:
+        draft = write_world(people(seed), Path(world))
+        lesson: dict[str, Any] = LESSON | {"seed": seed, "reporter": reporter}
+        taught = _teach(model, [draft["forget"], draft["retain"]], lesson)
+        never_saw = _teach(model, [draft["retain"]], lesson).model if control else None
+    output.clear(folder)
     data = write_world(people(seed), folder / "data")
-    lesson: dict[str, Any] = LESSON | {"seed": seed, "reporter": reporter}
-    taught = _teach(model, [data["forget"], data["retain"]], lesson)
-    never_saw = _teach(model, [data["retain"]], lesson).model if control else None
     return api.unlearn(
         taught.model,
         taught.tokenizer,
@@ -56,6 +60,7 @@ def run_demo(
         template="none",
         seed=seed,
         kind="demo",
+        source=f"{model}, taught the people of seed {seed}",
         notes=_notes(taught, control=control),
         reporter=reporter,
     )

@@ -90,18 +90,19 @@ class Descent:
         """Set `.grad` to Σ w_i g_i, once per optimizer step.
 
         Returns:
-            False, and no gradient, when a loss or an inner product is not finite.
+            False, and no gradient, when a loss, a gradient or a weight is not finite.
         """
         count = len(self.active)
         losses = self.mean_over_ranks(torch.tensor(list(self.losses.values()), dtype=torch.float64))
         self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
         gramian = self._buffers.gramian()[:count, :count] if self.separate else torch.zeros(count, count)
-        if not (losses.isfinite().all() and gramian.isfinite().all()):
+        finite = bool(losses.isfinite().all() and gramian.isfinite().all())
+        self.weights = self._weigh(gramian, losses) if finite else torch.full((count,), math.nan)
+        if not (self.weights.isfinite().all() and (self.separate or self._finite())):
             for parameter in self.parameters:
                 parameter.grad = None
             self._buffers.release()
             return False
-        self.weights = self._weigh(gramian, losses)
         if self.separate:
             self.gramian = gramian
             resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
@@ -177,6 +178,10 @@ class Descent:
         size = len(objectives)
         weights = weighting(torch.zeros(size, size), torch.zeros(size))
         return weights[[i for i, objective in enumerate(objectives) if objective in self.active]]
+
+    def _finite(self) -> bool:
+        present = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return bool(torch.stack(torch._foreach_norm(present)).isfinite().all()) if present else True
 
     def _norms(self) -> dict[str, float]:
         if self.gramian is None:

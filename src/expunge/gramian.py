@@ -18,13 +18,18 @@ Gradient = list[Tensor | None]
 
 
 def inner(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> float:
-    """<left, right> over lists of tensors, summed in double precision; None stands for zeros."""
-    parts = [
-        torch.dot(a.reshape(-1), b.reshape(-1))
-        for a, b in zip(left, right, strict=True)
-        if a is not None and b is not None
-    ]
-    return float(torch.stack([part.double() for part in parts]).sum()) if parts else 0.0
+    """<left, right> over lists of tensors; None stands for zeros. Tensors' shares are summed in float64."""
+    return _total(_dot(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _dot(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    return None if left is None or right is None else torch.dot(left.reshape(-1), right.reshape(-1))
+
+
+def _total(parts: Iterable[Tensor | None]) -> float:
+    """Sum of numbers on a device, fetched at once."""
+    present = [part for part in parts if part is not None]
+    return float(torch.stack(present).cpu().double().sum()) if present else 0.0
 
 
 class GradientBuffers:
@@ -84,10 +89,10 @@ class GradientBuffers:
         self._overwritten = active[-1] if active else None
         if self._overwritten is None:
             return
-        target = self._gradient(self._overwritten)
+        target = self.gradients[self._overwritten]
         _scale(target, float(self._weights[self._overwritten]))
         for i in active[:-1]:
-            _add(target, self._gradient(i), float(self._weights[i]))
+            _add(target, self.gradients[i], float(self._weights[i]))
         self.gradients[self._overwritten] = [None] * len(self.parameters)
         for parameter, gradient in zip(self.parameters, target, strict=True):
             parameter.grad = gradient
@@ -99,23 +104,21 @@ class GradientBuffers:
             change: One tensor per parameter; each is used once, so that they need not all exist at a time.
             scale: `.grad` / Σ w_i g_i, other than 1 where the combined gradient was clipped.
         """
-        out = torch.zeros(len(self.gradients), dtype=torch.float64)
-        combined = square = 0.0
+        squares, combined = [], []
+        shares: list[list[Tensor | None]] = [[] for _ in self.gradients]
         for k, (part, parameter) in enumerate(zip(change, self.parameters, strict=True)):
-            square += inner([part], [part])
-            combined += inner([part], [parameter.grad]) / scale
-            for i, gradient in enumerate(self.gradients):
-                out[i] += inner([part], [gradient[k]])
+            squares.append(_dot(part, part))
+            combined.append(_dot(part, parameter.grad))
+            for share, gradient in zip(shares, self.gradients, strict=True):
+                share.append(_dot(part, gradient[k]))
+        out = torch.tensor([_total(share) for share in shares], dtype=torch.float64)
         if (lost := self._overwritten) is not None:
-            out[lost] = (combined - float(self._weights @ out)) / self._weights[lost]
-        return out, math.sqrt(square)
+            out[lost] = (_total(combined) / scale - float(self._weights @ out)) / self._weights[lost]
+        return out, math.sqrt(_total(squares))
 
     def release(self) -> None:
         """Forget all gradients; `.grad` is the caller's."""
         self.gradients = [[None] * len(self.parameters) for _ in self.gradients]
-
-    def _gradient(self, objective: int) -> Gradient:
-        return self.gradients[objective]
 
 
 def _scale(gradient: Gradient, factor: float) -> None:

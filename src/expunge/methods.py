@@ -70,18 +70,25 @@ def grad_ascent() -> Method:
     return Method("grad-ascent", (Ascent(NLL("forget")),), Constant((1.0,)))
 
 
-def grad_diff(retain_weight: float = 1.0) -> Method:
+def guard(tolerance: float) -> RetainBudget:
+    """A utility guard that leaves a method as published: it only ends a run that has lost too much."""
+    return RetainBudget(tolerance=tolerance, every=10, rows=16, patience=1, repair=False)
+
+
+def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
     r"""Gradient difference: minimise $-L_F + \alpha L_R$ with constant weights.
 
     Args:
         retain_weight: α, non-negative.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
         Liu et al. (2022), arXiv 2203.12817; Maini et al. (2024), arXiv 2401.06121, section 4.
     """
     if retain_weight < 0:
         raise ValueError(f"`retain_weight` must be non-negative; got {retain_weight}.")
-    return Method("grad-diff", (Ascent(NLL("forget")), NLL("retain")), Constant((1.0, retain_weight)))
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("grad-diff", objectives, Constant((1.0, retain_weight)), budget=guard(tolerance))
 
 
 def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
@@ -107,18 +114,18 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     )
 
 
-def ngdiff_gen(every: int = 10) -> Method:
+def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
     r"""NGDiff as published: the normalised difference under the GeN learning rate.
 
     Args:
         every: Optimizer steps between measurements of η.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
         arXiv 2410.22086, algorithm 1; arXiv 2407.02772.
     """
-    return Method(
-        "ngdiff-gen", (Ascent(NLL("forget")), NLL("retain")), Normalized(), step_size=GeN(every=every)
-    )
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
 
 
 def fine_tune() -> Method:

@@ -10,8 +10,9 @@ the seed but not on the order of the records. Two caveats: with fewer than about
 somewhat too narrow, and with one unit it is a point.
 
 Where every value of a share is 0, or every one is 1, resampling sees no spread and would give an interval of
-zero width, however few the records. There the exact interval of Clopper and Pearson (1934) is given instead,
-with the groups as the units if there are groups.
+zero width, however few the records. There the exact interval of Clopper and Pearson (1934) is given instead.
+It counts records, also where there are groups: to count groups would take the records of one person for mere
+copies, and so wide an interval makes "no different from the holdout" too easy to say.
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ def share(
     if wrong:
         raise ValueError(f"`values` must be in [0, 1]; got {wrong[0]}.")
     if len(values) > 0 and (all(v == 0 for v in values) or all(v == 1 for v in values)):
-        units = len(_clusters(values, groups))
-        low, high = _exact(units if values[0] else 0, units)
+        _clusters(values, groups)  # checks the groups
+        low, high = _exact(len(values) if values[0] else 0, len(values))
         return Metric(value=float(values[0]), low=low, high=high, n=len(values))
     return mean(values, seed=seed, groups=groups, resamples=resamples)
 

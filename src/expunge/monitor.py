@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.probe import Batch, measure_line, rescale_step, row_losses, row_tokens
-from expunge.record import Check, Probe, Step, Stop
-from expunge.step_sizes import standard_error, weighted_mean
+from expunge.record import Check, Probe, Step, Stop, write_atomically
+from expunge.step_sizes import Proposal, standard_error, weighted_mean
 
 STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
 
@@ -49,6 +49,7 @@ class Monitor:
         check_every: Optimizer steps between looks.
         fingerprint: Identifies data, method and settings; a checkpoint of another run is refused.
         gather: Concatenates a tensor of rows over ranks.
+        agree: Gives every rank the first rank's value, so that all decide alike.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Monitor:
         check_every: int,
         fingerprint: str,
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        agree: Callable[[Any], Any] = lambda value: value,
     ) -> None:
         self.model, self.method, self.probe = model, method, probe
-        self.check, self.check_every, self.gather = check, check_every, gather
+        self.check, self.check_every = check, check_every
+        self.gather, self.agree = gather, agree
         self.state = RunState(fingerprint=fingerprint)
         self.good: list[Tensor] | None = None
         self._latest: tuple[int, Tensor] | None = None
@@ -75,19 +78,20 @@ class Monitor:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def begin(self) -> None:
-        """Measure the start, unless a checkpoint brought it along."""
+        """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
         if self.method.budget and not self.state.start:
-            losses = row_losses(self.model, self.probe)
+            losses = self._measure()
             self.state.start = losses.tolist()
             self._latest = (0, losses)
             self._keep(0)
-        if self.check and not self.state.checks:
-            self.state.checks.append(self.check(0))
+        if self.check and self.check_every and not self.state.checks and self._look(0).met:
+            reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
+            self.end(0, "forgotten", reason)
 
-    def line_due(self, step: int) -> bool:
+    def line_due(self, step: int, rate: float) -> bool:
         """Whether the step-size rule measures along the update of this step (counted from 0)."""
         rule = self.method.step_size
-        return rule is not None and not self.state.repairing and step % rule.every == 0
+        return rule is not None and rate > 0 and not self.state.repairing and step % rule.every == 0
 
     def begin_line(self, step: int, retain: Sequence[Batch]) -> None:
         """Measure L(0), before the optimizer moves; reused where a budget reading just took it.
@@ -111,7 +115,7 @@ class Monitor:
         )
         if not rule.rows:
             line = line.over_ranks(self.gather)
-        proposal = rule(rate, line)
+        proposal = Proposal(*self.agree(tuple(rule(rate, line))))
         factor = proposal.learning_rate / rate
         rescale_step(self.parameters, before, factor)
         self.state.probes.append(
@@ -130,55 +134,73 @@ class Monitor:
         return factor
 
     def after_step(self, step: int, rate: float) -> Stop | None:
-        """Readings and checks due after so many steps; a reason to stop, if there is one."""
+        """Readings and checks due after so many steps; a reason to stop, if there is one.
+
+        Forgotten counts only within budget: a met check over budget is looked at again after the first
+        reading that is back within it.
+        """
         if self.state.stop:
             return self.state.stop
-        if self.method.budget and step % self.method.budget.every == 0:
+        budget = self.method.budget
+        reading = budget is not None and step % budget.every == 0
+        if budget and reading:
             self._read(step, rate)
-            if self.state.over_budget >= self.method.budget.patience:
-                return self._end(step, "retain-budget", self._over_budget())
-        if self.check and step % self.check_every == 0:
-            self.state.checks.append(self.check(step))
-            if self.state.checks[-1].met and not self.state.repairing:
-                return self._end(step, "forgotten", _forgotten(self.state.checks[-1]))
-        return None
+            if self.state.over_budget >= budget.patience:
+                return self.end(step, "retain-budget", self._over_budget())
+        if not (self.check and self.check_every):
+            return None
+        waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
+        if not ((step % self.check_every == 0 or waiting) and self._look(step).met):
+            return None
+        if budget and not reading:
+            self._read(step, rate)
+        if self.state.over_budget:
+            return None
+        return self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
     def diverged(self, step: int) -> None:
-        """A loss or gradient was not finite: the run ends, and the last good state returns."""
-        self._end(step, "diverged", f"A loss or gradient was not finite at step {step}.")
+        """A loss, gradient or weight was not finite: the run ends; the last good state returns, if any."""
+        self.end(step, "diverged", f"A loss, gradient or weight was not finite at step {step}.")
 
-    def interrupted(self, step: int) -> None:
-        """The user asked to stop; the checkpoint resumes."""
-        self._end(step, "interrupted", f"Interrupted after step {step}; --resume continues.")
+    def interrupted(self, step: int, *, resumable: bool) -> None:
+        """The user asked to stop."""
+        hint = " --resume continues." if resumable else ""
+        self.end(step, "interrupted", f"Interrupted after step {step}.{hint}")
 
-    def finish(self, step: int, rate: float) -> Stop:
-        """Name the reason, and return to the last good state if the present one is over budget."""
-        if self.method.budget and self.state.stop is None and (self._latest or (None,))[0] != step:
+    def finish(self, step: int, rate: float, limit: int) -> Stop:
+        """Name the reason, and return to the last good state if the present one is over budget.
+
+        Args:
+            step: Optimizer steps taken.
+            rate: η.
+            limit: The step limit.
+        """
+        if self.method.budget and self.state.stop is None and not self._read_at(step):
             self._read(step, rate)
-        over = self.state.over_budget > 0
-        stop = self.state.stop or self._end(
-            step, "step-limit", f"The step limit of {step} steps was reached."
+        stop = self.state.stop or (
+            self.end(step, "step-limit", f"The step limit of {limit} steps was reached.")
+            if step >= limit
+            else self.end(step, "callback", f"A callback ended the run after step {step}.")
         )
-        if stop.reason == "interrupted" or not (over or stop.reason in ("diverged", "retain-budget")):
-            return stop
-        if self.good is None or self.state.good_step is None:
+        lost = self.state.over_budget > 0 or stop.reason in ("diverged", "retain-budget")
+        if stop.reason == "interrupted" or not lost or self.good is None:
             return stop
         with torch.no_grad():
             torch._foreach_copy_(list(self.parameters), self.good)
-        sentence = (
-            f"{stop.sentence} The state of step {self.state.good_step}, the last within budget, was restored."
-        )
-        self.state.stop = stop.model_copy(
-            update={"restored_step": self.state.good_step, "sentence": sentence}
-        )
+        good = self.state.good_step
+        sentence = f"{stop.sentence} The state of step {good}, the last within budget, was restored."
+        self.state.stop = stop.model_copy(update={"restored_step": good, "sentence": sentence})
         return self.state.stop
 
     def save(self, folder: Path) -> None:
-        """Write state and last good parameters beside a checkpoint."""
+        """Write state and last good parameters beside a checkpoint, each file whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
         if self.good is not None:
-            save_file({str(i): tensor for i, tensor in enumerate(self.good)}, folder / GOOD_FILE)
+            temporary = folder / f".{GOOD_FILE}"
+            save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
+            temporary.replace(folder / GOOD_FILE)
         state = self.state.model_copy(update={"stop": None})
-        (folder / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
+        write_atomically(folder / STATE_FILE, state.model_dump_json())
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint.
@@ -197,15 +219,28 @@ class Monitor:
             stored = load_file(folder / GOOD_FILE)
             self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]
 
+    def _measure(self) -> Tensor:
+        return torch.tensor(self.agree(row_losses(self.model, self.probe).tolist()), dtype=torch.float64)
+
+    def _look(self, step: int) -> Check:
+        assert self.check is not None
+        found: Check = self.agree(self.check(step))
+        self.state.checks.append(found)
+        return found
+
+    def _read_at(self, step: int) -> bool:
+        return any(probe.step == step and probe.slope is None for probe in self.state.probes[-2:])
+
     def _read(self, step: int, rate: float) -> None:
         budget = self.method.budget
         assert budget is not None
-        losses, tokens = row_losses(self.model, self.probe), row_tokens(self.probe)
+        losses, tokens = self._measure(), row_tokens(self.probe)
         self._latest = (step, losses)
         change = losses - torch.tensor(self.state.start, dtype=torch.float64)
         over = not weighted_mean(change, tokens) <= budget.tolerance
         self.state.over_budget = self.state.over_budget + 1 if over else 0
-        self.state.repairing = over
+        self.state.repairing = over and budget.repair
+        verdict = "repair: over budget" if self.state.repairing else "over budget"
         self.state.probes.append(
             Probe(
                 step=step,
@@ -213,7 +248,7 @@ class Monitor:
                 standard_error=standard_error(change, tokens),
                 learning_rate_before=rate,
                 learning_rate_after=rate,
-                decision="repair: over budget" if over else "within budget",
+                decision=verdict if over else "within budget",
             )
         )
         if not over:
@@ -230,13 +265,19 @@ class Monitor:
     def _over_budget(self) -> str:
         budget, last = self.method.budget, self.state.probes[-1]
         assert budget is not None
+        if not budget.repair:
+            return (
+                f"The retain loss rose more than {budget.tolerance:g} above its start, "
+                f"to {last.retain_loss:.3f}."
+            )
         return (
             f"The retain loss stayed more than {budget.tolerance:g} above its start for "
             f"{self.state.over_budget} readings in a row, in spite of repair steps; "
             f"it was {last.retain_loss:.3f} last."
         )
 
-    def _end(self, step: int, reason: Any, sentence: str) -> Stop:
+    def end(self, step: int, reason: Any, sentence: str) -> Stop:
+        """Name the end of the run; the first reason stands."""
         self.state.stop = self.state.stop or Stop(reason=reason, sentence=sentence, step=step)
         return self.state.stop
 

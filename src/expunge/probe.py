@@ -38,7 +38,7 @@ def row_losses(model: nn.Module, batches: Sequence[Batch]) -> Float[Tensor, " r"
 
 def row_tokens(batches: Sequence[Batch]) -> Float[Tensor, " r"]:
     """Label tokens of every row."""
-    return torch.cat([label_positions(batch["labels"]).sum(1).double().cpu() for batch in batches])
+    return torch.cat([label_positions(batch["labels"]).sum(1).cpu().double() for batch in batches])
 
 
 def measure_line(
@@ -82,7 +82,6 @@ def rescale_step(parameters: Sequence[Tensor], before: Sequence[Tensor], factor:
 
 
 def _row_means(tokens: TokenLogits, rows: int) -> Float[Tensor, " r"]:
-    nll = -tokens.target_log_probs.double()
-    sums = torch.zeros(rows, dtype=torch.float64, device=nll.device).index_add_(0, tokens.rows, nll)
-    counts = torch.bincount(tokens.rows, minlength=rows).clamp(min=1)
-    return (sums / counts).cpu()
+    nll, owners = -tokens.target_log_probs.cpu().double(), tokens.rows.cpu()
+    sums = torch.zeros(rows, dtype=torch.float64).index_add_(0, owners, nll)
+    return sums / torch.bincount(owners, minlength=rows).clamp(min=1)

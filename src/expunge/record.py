@@ -85,7 +85,9 @@ class Probe(Entry):
 
     step: int
     retain_loss: float
-    standard_error: float = Field(description="paired standard error of retain_loss - loss at start")
+    standard_error: float = Field(
+        description="over rows: of the paired change since the start (readings), of the loss itself (lines)"
+    )
     slope: float | None = Field(None, description="a = (L(-1) - L(+1)) / 2, per step of eta")
     slope_error: float | None = Field(None, description="paired standard error of the slope")
     curvature: float | None = Field(None, description="b = L(+1) + L(-1) - 2 L(0)")
@@ -112,7 +114,9 @@ class Check(Entry):
 class Stop(Entry):
     """Why the run ended."""
 
-    reason: Literal["forgotten", "learned", "step-limit", "retain-budget", "diverged", "interrupted"]
+    reason: Literal[
+        "forgotten", "learned", "step-limit", "retain-budget", "diverged", "interrupted", "callback"
+    ]
     sentence: str
     step: int
     restored_step: int | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,12 +19,13 @@ from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import records as benchmark
 from expunge.collate import encode
 from expunge.environment import environment, installed, peak_memory
+from expunge.errors import UsageError
 from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
+from expunge.monitor import RunState
 from expunge.progress import Reporter, Silent
-from expunge.record import DataEntry, ModelEntry, RunRecord, Stage, write_record
+from expunge.record import DataEntry, ModelEntry, RunRecord, Stage, read_record, write_record
 from expunge.records import Records
 from expunge.report import write_report
-from expunge.unlearner import Unlearner
 
 ModelSource = str | Path | nn.Module
 Kind = Literal["run", "finetune", "evaluate", "demo"]
@@ -60,15 +61,15 @@ class Run:
         kind: The verb.
         args: Settings.
         sets: Data set -> records.
+        options: Options of the verb.
         folder: Output folder; None writes nothing.
-        reporter: Is told of every phase.
     """
 
     kind: Kind
     args: UnlearningArguments
     sets: dict[str, Records]
+    options: RunOptions
     folder: Path | None = None
-    reporter: Reporter = field(default_factory=Silent)
     models: dict[str, ModelEntry] = field(default_factory=dict)
     evaluated: dict[Stage, benchmark.Evaluated] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -93,13 +94,37 @@ class Run:
                     raise ValueError("`tokenizer` must be given with a model in memory; got None.")
                 loaded: CausalModel = model  # type: ignore[assignment]
                 self._check_lengths(tokenizer, scoring.context_length(model))
-                source = loaded.config.name_or_path or type(model).__name__
+                source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:
                 tokenizer = tokenizer or load_tokenizer(model)
                 self._check_lengths(tokenizer, context_length(model))
                 source, loaded = str(model), load_model(model)
+            loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
             return loaded, tokenizer
+
+    def accept(self) -> None:
+        """All input has been accepted: an earlier run that is to be replaced may go."""
+        if self.folder and self.options.overwrite and not self.options.claimed:
+            output.clear(self.folder)
+
+    def unfinished(self) -> RunRecord | None:
+        """With `resume`: the record of a run whose training ended but whose evaluation did not.
+
+        Raises:
+            UsageError: The run in the output folder has ended.
+        """
+        if not (self.folder and self.options.resume and (self.folder / "record.json").is_file()):
+            return None
+        record = read_record(self.folder)
+        if record.stop is None or record.stop.reason == "interrupted":
+            return None
+        if "before" in record.evaluations and "after" not in record.evaluations:
+            return record
+        raise UsageError(
+            f"--resume must name an interrupted run; the one in {self.folder} has ended "
+            f"({record.stop.reason}). Give --overwrite to run it again."
+        )
 
     def describe(self, stage: str, source: str, model: CausalModel) -> None:
         """Note where a model came from and the hash of its weights."""
@@ -113,7 +138,10 @@ class Run:
     def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Score and generate on all sets."""
         total = sum(map(len, self.sets.values()))
-        with self.timed(f"evaluate {stage}"), self.reporter.phase(f"Evaluating ({stage})", total) as advance:
+        with (
+            self.timed(f"evaluate {stage}"),
+            self.options.reporter.phase(f"Evaluating ({stage})", total) as advance,
+        ):
             self.evaluated[stage] = benchmark.evaluate(
                 model,
                 tokenizer,
@@ -136,16 +164,23 @@ class Run:
         if self.folder:
             output.drop_checkpoints(self.folder)
 
-    def record(self, configuration: Mapping[str, Any], unlearner: Unlearner | None = None) -> RunRecord:
-        """Everything known, as a record; written with its page when there is an output folder."""
-        state = unlearner.monitor.state if unlearner else None
+    def record(
+        self, configuration: Mapping[str, Any], method: str | None = None, state: RunState | None = None
+    ) -> RunRecord:
+        """Everything known, as a record; written with its page when there is an output folder.
+
+        Args:
+            configuration: Settings that decide the result, as plain values.
+            method: Name of the method, if one was used.
+            state: What the training measured and decided.
+        """
         record = RunRecord(
             expunge_version=installed("expunge") or "0",
             kind=self.kind,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             configuration=dict(configuration),
             seed=self.args.seed,
-            method=unlearner.method.name if unlearner else None,
+            method=method,
             data={name: _data_entry(records) for name, records in self.sets.items()},
             models=self.models,
             environment=environment(),
@@ -157,7 +192,7 @@ class Run:
             samples=benchmark.samples(self.evaluated, self.sets),
             timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
             peak_memory_bytes=peak_memory(),
-            notes=[*self.notes, *_duplicate_notes(self.sets)],
+            notes=[*self.options.notes, *self.notes, *_duplicate_notes(self.sets)],
         )
         if self.folder:
             write_record(record, self.folder)
@@ -191,6 +226,7 @@ class RunOptions:
         response_field: Name of the response in the data.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
         kind: The verb in the record.
+        source: What the record calls a model that was given in memory.
         notes: What a reader of the record must know beforehand.
         reporter: Is told of every phase.
     """
@@ -205,6 +241,7 @@ class RunOptions:
     response_field: str | None = None
     target_loss: float = 0.02
     kind: Kind = "run"
+    source: str | None = None
     notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)
 
@@ -217,13 +254,21 @@ class RunOptions:
         }
 
 
-def claim(options: RunOptions) -> Path | None:
-    """The output folder, made ready; None where nothing is written."""
+def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
+    """The output folder, made ready but not cleared; None where nothing is written.
+
+    Args:
+        options: Options of the verb.
+        inputs: What the run reads; those that are paths must not be overwritten.
+    """
     if options.output is None:
         return None
     if options.claimed:
         return Path(options.output)
-    return output.claim(Path(options.output), resume=options.resume, overwrite=options.overwrite)
+    paths = [Path(item) for item in inputs if isinstance(item, str | Path)]
+    return output.claim(
+        Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=paths
+    )
 
 
 def _data_entry(records: Records) -> DataEntry:

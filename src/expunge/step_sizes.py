@@ -25,14 +25,12 @@ class Line:
         zero: Loss at θ.
         plus: Loss at θ − ηu.
         tokens: Label tokens of each row: a row counts as much as it has tokens, as in training.
-        start: Loss at the start of the run, where the same rows were measured then.
     """
 
     minus: Float[Tensor, " r"]
     zero: Float[Tensor, " r"]
     plus: Float[Tensor, " r"]
     tokens: Float[Tensor, " r"]
-    start: Float[Tensor, " r"] | None = None
 
     def over_ranks(self, gather: Callable[[Tensor], Tensor]) -> Line:
         """The same line over the rows of all ranks, so that every rank finds the same η."""
@@ -41,7 +39,6 @@ class Line:
             zero=gather(self.zero),
             plus=gather(self.plus),
             tokens=gather(self.tokens),
-            start=None if self.start is None else gather(self.start),
         )
 
     @property
@@ -58,11 +55,6 @@ class Line:
     def curvature(self) -> float:
         """B = L(+1) + L(−1) − 2 L(0)."""
         return weighted_mean(self.plus + self.minus - 2 * self.zero, self.tokens)
-
-    @property
-    def excess(self) -> float:
-        """L(0) minus the loss at the start of the run; 0 where the start is not known."""
-        return 0.0 if self.start is None else weighted_mean(self.zero - self.start, self.tokens)
 
 
 class Proposal(NamedTuple):

@@ -21,19 +21,22 @@ class RetainBudget:
 
     While the loss of the probe rows stands more than `tolerance` above its value at the start,
     steps repair: objectives on the forget set get weight zero. After `patience` readings in a row
-    over budget the run ends and the last state within budget is restored.
+    over budget the run ends and the last state within budget is restored. Without `repair` a budget
+    is a guard only: steps stay as they are.
 
     Args:
         tolerance: Nats per token, positive.
         every: Optimizer steps between readings, at least 1.
         rows: Retain rows in the probe, at least 2; fixed for the run.
         patience: Readings in a row over budget that end the run, at least 1.
+        repair: Whether steps repair while over budget.
     """
 
     tolerance: float = 0.02
     every: int = 5
     rows: int = 40
     patience: int = 6
+    repair: bool = True
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:

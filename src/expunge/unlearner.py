@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -37,6 +37,7 @@ from expunge.monitor import Monitor
 from expunge.probe import Batch
 from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
+from expunge.scoring import context_length
 
 PROBE_BATCH = 8
 
@@ -78,7 +79,7 @@ class Unlearner(Trainer):
         holdout_dataset: RecordSource | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        _check_precision(model, args)
+        _check_precision(model)
         given = {"forget": forget_dataset, "retain": retain_dataset, "holdout": holdout_dataset}
         self.records = {name: _records(name, data) for name, data in given.items() if data is not None}
         if missing := [source for source in method.sources if source not in self.records]:
@@ -87,6 +88,7 @@ class Unlearner(Trainer):
                 "Give it, or choose a method that does not read it."
             )
         self.method = method
+        self.context = context_length(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
         self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
         self.pad_id = int(processing_class.pad_token_id or 0)
@@ -109,6 +111,7 @@ class Unlearner(Trainer):
             check_every=args.check_every,
             fingerprint=self._fingerprint(),
             gather=self._gather,
+            agree=self._agree,
         )
         self.remove_callback(PrinterCallback)
         self.descent = Descent(
@@ -139,7 +142,14 @@ class Unlearner(Trainer):
     # -- data ------------------------------------------------------------------------------------
 
     def _encode(self, name: str, records: Records, args: UnlearningArguments) -> list[Encoded]:
-        return encode(records, self.tokenizer, template=args.template, max_length=args.max_length, name=name)
+        return encode(
+            records,
+            self.tokenizer,
+            template=args.template,
+            max_length=args.max_length,
+            context=self.context,
+            name=name,
+        )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""
@@ -170,7 +180,9 @@ class Unlearner(Trainer):
             self.tokenizer,
             self.records["forget"],
             self.encoded.get("holdout"),
-            CheckSettings(args.check_rows, args.seed, args.template, args.max_length, args.precision),
+            CheckSettings(
+                args.check_rows, args.seed, args.template, args.max_length or self.context, args.precision
+            ),
         )
 
     def _probe(self) -> list[Batch]:
@@ -188,9 +200,11 @@ class Unlearner(Trainer):
 
     def _fingerprint(self) -> str:
         a = self.args
-        digest = hashlib.sha256(repr(self.method).encode())
-        digest.update(repr((a.seed, a.per_device_train_batch_size, a.gradient_accumulation_steps)).encode())
-        digest.update(repr((a.learning_rate, a.max_steps, a.bf16, a.template, a.max_length)).encode())
+        digest = hashlib.sha256(repr((self.method, self.accelerator.num_processes)).encode())
+        where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
+        plain: dict[str, Any] = a.to_dict()  # type: ignore[no-untyped-call]
+        settings = {key: value for key, value in plain.items() if key not in where}
+        digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
         for name in sorted(self.encoded):
             digest.update(repr((name, self.encoded[name])).encode())
         return digest.hexdigest()[:16]
@@ -202,10 +216,12 @@ class Unlearner(Trainer):
 
     def release(self) -> None:
         """Free what only training needs (optimizer state, gradients, last good state); the model stays."""
-        self.model.zero_grad()
+        self.trained.zero_grad()
         self.descent.begin(repair=False, separate=False)
         self.monitor.good = None
         self.optimizer = self.lr_scheduler = None
+        self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)
+        self.trained.eval()
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
 
@@ -234,6 +250,8 @@ class Unlearner(Trainer):
         """
         model.train()
         batches: dict[str, Any] = self._prepare_inputs(dict(inputs))
+        if self.stop is not None:  # decided before this step: nothing may move
+            return torch.zeros((), device=self.args.device)
         with self.accelerator.autocast():
             share = self.descent.add(model, batches, num_items_in_batch)
         if self.accelerator.sync_gradients and not self.descent.combine():
@@ -249,16 +267,16 @@ class Unlearner(Trainer):
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""
         step = self.state.global_step
-        self._line = self.monitor.line_due(step) and self.stop is None
+        self._line = self.monitor.line_due(step, self.rate) and self.stop is None
         if self._line:
             retain = [batches["retain"] for batches in self.descent.batches]
             self.monitor.begin_line(step, retain)
-        if self.descent.separate or self._line:
+        if (self.descent.separate or self._line) and self.stop is None:
             self.descent.remember()
 
     def after_optimizer(self) -> None:
         """Event of the step loop: the optimizer has moved the parameters."""
-        if self.stop is not None:  # diverged: there was no gradient
+        if self.stop is not None:  # there was no gradient
             return
         step, rate = self.state.global_step, self.rate
         entry = self.descent.entry(step + 1, rate, clipped=self.args.max_grad_norm > 0)
@@ -272,8 +290,18 @@ class Unlearner(Trainer):
         self.descent.before = []
 
     def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return values
         reduced: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="mean")
         return reduced.cpu()
+
+    def _agree(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value
+
+    def interrupted_anywhere(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return any(gather_object([self.interrupt.requested]))
 
     def _gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks; ranks may hold different numbers of them."""
@@ -293,9 +321,9 @@ class Unlearner(Trainer):
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
+        if self.args.should_save:  # first: the Trainer's own part ends by removing older checkpoints
             self.monitor.save(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -335,14 +363,16 @@ class _StepEvents(TrainerCallback):
         monitor = self.unlearner.monitor
         if monitor.after_step(state.global_step, self.unlearner.rate):
             control.should_training_stop = True
-        elif self.unlearner.interrupt.requested:
-            monitor.interrupted(state.global_step)
-            control.should_save = control.should_training_stop = True
+            control.should_save = False  # the end is not to be resumed
+        elif self.unlearner.interrupted_anywhere():
+            control.should_save = args.save_strategy != "no"
+            control.should_training_stop = True
+            monitor.interrupted(state.global_step, resumable=control.should_save)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.unlearner.monitor.finish(state.global_step, self.unlearner.rate)
+        self.unlearner.monitor.finish(state.global_step, self.unlearner.rate, args.max_steps)
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
@@ -356,14 +386,10 @@ def _records(name: str, data: RecordSource) -> Records:
     return data if isinstance(data, Records) else read_records(data, name=name)
 
 
-def _check_precision(model: nn.Module, args: UnlearningArguments) -> None:
+def _check_precision(model: nn.Module) -> None:
     kinds = {str(p.dtype) for p in model.parameters() if p.requires_grad}
     if kinds - {"torch.float32", "torch.float64"}:
         raise ValueError(
             "`model` must have fp32 trainable weights (a small step on a bf16 weight is lost); "
             f"got {sorted(kinds)}. Load it with dtype=torch.float32; compute is bf16 where `bf16=True`."
-        )
-    if args.fp16:
-        raise ValueError(
-            "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use `bf16`."
         )

@@ -38,8 +38,8 @@ INTERVALS = (
     f"In brackets: 95{SPACE}% bootstrap intervals. The records of a set are drawn again with replacement, "
     f"many times; the interval holds the middle 95{SPACE}% of the results. Records of one person (or other "
     "group, where they name one) are drawn together. Where every record scores 0, or every one 1, the exact "
-    "interval of Clopper and Pearson stands instead. Intervals cover the choice of records, not that of the "
-    "seed. The number beside a set counts its records."
+    "interval of Clopper and Pearson over records stands instead. Intervals cover the choice of records, "
+    "not that of the seed. The number beside a set counts its records."
 )
 LEAK = "leak"
 METRICS: dict[str, Words] = {

@@ -1,0 +1,132 @@
+"""Words of the user -> typed settings: which names exist, what their values may be, what was meant.
+
+Knows `UnlearningArguments`, the recipes and nothing that runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from expunge import output
+from expunge.arguments import UnlearningArguments
+from expunge.errors import UsageError
+from expunge.methods import METHODS, Method
+from expunge.runs import RunOptions
+
+RESERVED = {"output_dir": "--output", "kind": "the verb", "claimed": "--output", "reporter": "--quiet"}
+"""Names that a command line sets in another way."""
+
+
+def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """A recipe by name with its arguments taken from `settings`, and the settings left over.
+
+    Raises:
+        UsageError: No recipe has that name, or it refuses an argument.
+    """
+    if isinstance(method, Method):
+        return method, dict(settings)
+    if method not in METHODS:
+        raise UsageError(
+            f"--method must be one of {', '.join(METHODS)}; got {method!r}. "
+            f"{_nearest(str(method), METHODS)}See expunge list methods."
+        )
+    hints = get_type_hints(METHODS[method])
+    names = inspect.signature(METHODS[method]).parameters
+    mine = {key: _typed(key, value, hints[key]) for key, value in settings.items() if key in names}
+    try:
+        recipe = METHODS[method](**mine)
+    except ValueError as error:
+        raise UsageError(f"method {method} refused its settings: {error}") from None
+    return recipe, {key: value for key, value in settings.items() if key not in names}
+
+
+def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = "") -> UnlearningArguments:
+    """Training arguments, every value checked against its type.
+
+    Args:
+        settings: Field -> value; strings are read as what the field holds.
+        options: Where the run writes.
+        method: Name of the recipe, whose arguments are suggested too where a name is unknown.
+
+    Raises:
+        UsageError: A name is unknown, or a value is not what its field takes.
+    """
+    known = {f.name for f in dataclasses.fields(UnlearningArguments) if f.init}
+    recipe = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
+    candidates = {*known, *recipe, *(f.name for f in dataclasses.fields(RunOptions))} - RESERVED.keys()
+    for key in settings:
+        if key not in known:
+            raise UsageError(
+                f"--set must name a setting; {key!r} is none. "
+                f"{_nearest(key, candidates)}Settings are the fields of UnlearningArguments and the "
+                "arguments of the method."
+            )
+    hints = get_type_hints(UnlearningArguments)
+    typed = {key: _typed(key, value, hints[key]) for key, value in settings.items()}
+    try:
+        return UnlearningArguments(**_places(options) | typed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--set was refused: {error}") from None
+
+
+def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
+    """Settings that decide the result, as plain values: ours, and every other that is not the default."""
+    names = (
+        "learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "optim", "template", "max_length", "check_every", "check_rows",
+    )  # fmt: skip
+    where = {
+        "output_dir",
+        "run_name",
+        "logging_dir",
+        "save_strategy",
+        "save_steps",
+        "use_cpu",
+        "bf16",
+        "seed",
+    }
+    default = UnlearningArguments(output_dir="unused", use_cpu=args.use_cpu)
+    changed = [
+        f.name
+        for f in dataclasses.fields(UnlearningArguments)
+        if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
+    ]
+    return {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))} | {
+        "precision": args.precision,
+        "objectives": [objective.name for objective in method.objectives],
+        "weighting": repr(method.weighting),
+        "step_size": repr(method.step_size) if method.step_size else "schedule",
+        "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
+    }
+
+
+def _places(options: RunOptions) -> dict[str, Any]:
+    """Where checkpoints go: beside the model, or nowhere."""
+    if options.output is None:
+        return {"output_dir": str(Path(tempfile.gettempdir()) / "expunge-unused"), "save_strategy": "no"}
+    return {"output_dir": str(Path(options.output) / output.CHECKPOINTS)}
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else str(value)
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"Did you mean {near[0]}? " if near else ""
