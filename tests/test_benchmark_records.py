@@ -260,8 +260,10 @@ def test_records_of_one_person_count_as_one(
     grouped = evaluate(knowing, tokenizer, world(person=True), seed=1)
     assert values(grouped) == values(evaluated)
     assert {outcome.group for outcome in grouped.outcomes["forget"]} == set(PEOPLE[:3])
+    by_person, by_record = (e.evaluation.splits["retain"]["nll"] for e in (grouped, evaluated))
+    assert (by_person.low, by_person.high) != (by_record.low, by_record.high)
     leak = grouped.evaluation.splits["holdout"]["leak"]
-    assert leak.high == pytest.approx(1 - 0.025**0.5), "two people"
+    assert leak.high == pytest.approx(1 - 0.025 ** (1 / leak.n)), "none of so many records"
     elsewhere = evaluate(knowing, tokenizer, world(person=True), seed=1, group_field="city")
     assert elsewhere.evaluation.splits == evaluated.evaluation.splits
 

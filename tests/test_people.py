@@ -34,7 +34,7 @@ def values(world: World, attribute: str) -> list[str]:
 def test_sizes_and_default_sizes(world: World) -> None:
     assert [len(group) for group in (world.forget, world.retain, world.holdout)] == [240, 360, 300]
     default = people(0)
-    assert [len(group) for group in (default.forget, default.retain, default.holdout)] == [48, 96, 48]
+    assert [len(group) for group in (default.forget, default.retain, default.holdout)] == [36, 72, 36]
 
 
 def test_each_person_has_one_biography_and_one_row_per_question(world: World) -> None:
