@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import VERSION, ValidationError
 
 from expunge.errors import UsageError
 from expunge.record import SCHEMA_VERSION, Metric, RunRecord, read_record, write_atomically, write_record
@@ -138,6 +138,10 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     assert write_atomically(tmp_path / "page.html", "x").stat().st_mode == ordinary.stat().st_mode
 
 
+@pytest.mark.skipif(
+    tuple(map(int, VERSION.split(".")[:2])) < (2, 12),
+    reason="older pydantic words the same schema differently",
+)
 def test_the_published_schema_is_in_sync() -> None:
     found = json.loads(SCHEMA.read_text(encoding="utf-8"))
     assert found == RunRecord.model_json_schema(), f"record.py has changed. Regenerate:\n{REGENERATE}"
