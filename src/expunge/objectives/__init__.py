@@ -7,5 +7,6 @@ knows nothing of gradients, weights or data files. One idea per file.
 from expunge.objectives.likelihood import NLL, Ascent
 from expunge.objectives.objective import Needs, Objective
 from expunge.objectives.tokens import Reference, TokenLogits
+from expunge.objectives.unlikelihood import UCE
 
-__all__ = ["NLL", "Ascent", "Needs", "Objective", "Reference", "TokenLogits"]
+__all__ = ["NLL", "UCE", "Ascent", "Needs", "Objective", "Reference", "TokenLogits"]
