@@ -99,9 +99,10 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     above its value at the start, steps repair (retain only) instead of forgetting.
 
     It departs from the paper (kept as `ngdiff_gen`) twice. Where the paper ascends the forget NLL, whose
-    gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the unlearning
-    cross-entropy, which does the opposite: a run ends with forget records as unlikely as records never seen,
-    not far beyond. And the budget, not a Newton step on a retain loss that is at its noise, bounds the damage.
+    gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
+    unlearning cross-entropy, which does the opposite: a run ends with forget records as unlikely as
+    records never seen, not far beyond. And the budget bounds the damage, not a Newton step on a retain
+    loss that is at its noise.
 
     Args:
         tolerance: Retain loss that may be lost, nats per token, positive.
