@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, harmonic_mean
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -142,9 +142,9 @@ def measured(evidence: Evidence, seed: int) -> Measured:
     return Measured(splits, answers, tuple(notes))
 
 
-def task_aggregate(means: Mapping[tuple[str, str, str], float]) -> float:
-    """Harmonic mean of (split, task, kind) -> mean, forget as 1 - x; 0 if any of these is 0."""
-    return harmonic_mean([1 - mean if split == "forget" else mean for (split, _, _), mean in means.items()])
+def harmonic_mean(terms: Sequence[float]) -> float:
+    """Number of terms over the sum of their inverses; 0 if one is 0, as in Python's `statistics`."""
+    return 0.0 if min(terms) <= 0 else len(terms) / sum(1 / term for term in terms)
 
 
 def membership_score(auc: float) -> float:
@@ -251,13 +251,8 @@ def _familiarity(evidence: Evidence) -> tuple[list[float], list[float]]:
 
 
 def _task_statistic(drawn: Mapping[str, Array]) -> float:
-    means = {}
-    for key, values in drawn.items():
-        split, _, rest = key.partition("/")
-        task, _, ending = rest.partition("/")
-        if split in SPLITS:
-            means[split, task, ending] = min(1.0, float(values.mean()))
-    return task_aggregate(means)
+    means = {key: float(values.mean()) for key, values in drawn.items() if key.count("/") == 2}
+    return harmonic_mean([1 - mean if key.startswith("forget/") else mean for key, mean in means.items()])
 
 
 def _membership_statistic(drawn: Mapping[str, Array]) -> float:
