@@ -45,8 +45,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(seed: int = 0) -> LlamaForCausalLM:
-    """A two-layer Llama of about 60,000 parameters with random weights, tied embeddings, context 128."""
+def build_model(seed: int = 0, context: int = 128) -> LlamaForCausalLM:
+    """A two-layer Llama of about 60,000 parameters with random weights, tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=384,
@@ -55,7 +55,7 @@ def build_model(seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
