@@ -287,9 +287,13 @@ def test_fp32_means_fp32_under_someone_elses_autocast(
 def test_generation_equals_a_naive_greedy_loop(
     sharp: LlamaForCausalLM, encoded: list[Encoded], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    batched = generate(sharp, encoded, tokenizer=tokenizer, margin=5, batch_tokens=200)
-    single = [generate(sharp, [row], tokenizer=tokenizer, margin=5)[0] for row in encoded]
-    naive = [naive_generation(sharp, row, response_length(row) + 5) for row in encoded]
+    budgets = [response_length(row) + 5 for row in encoded]
+    batched = generate(sharp, encoded, tokenizer=tokenizer, budgets=budgets, batch_tokens=200)
+    single = [
+        generate(sharp, [row], tokenizer=tokenizer, budgets=[budget])[0]
+        for row, budget in zip(encoded, budgets, strict=True)
+    ]
+    naive = [naive_generation(sharp, row, budget) for row, budget in zip(encoded, budgets, strict=True)]
     assert [list(g.tokens) for g in batched] == naive
     assert batched == single
     for generation in batched:
@@ -354,17 +358,16 @@ def test_generation_ends_at_any_end_the_model_names(
     assert generate(sharp, encoded[2:3], tokenizer=tokenizer)[0].tokens == free[:3]
 
 
-def test_margin_bounds_answers_that_do_not_end(
-    sharp: LlamaForCausalLM, encoded: list[Encoded], tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize("budget", [1, 9, None])
+def test_a_budget_bounds_answers_that_do_not_end(
+    sharp: LlamaForCausalLM, encoded: list[Encoded], tokenizer: PreTrainedTokenizerFast, budget: int | None
 ) -> None:
     seen: list[int] = []
-    for margin in (1, 9):
-        generations = generate(sharp, encoded, tokenizer=tokenizer, margin=margin, progress=seen.append)
-        spare = [
-            response_length(r) + margin - len(g.tokens) for r, g in zip(encoded, generations, strict=True)
-        ]
-        assert min(spare) == 0
-    assert sum(seen) == 2 * len(encoded)
+    budgets = [budget] * len(encoded)
+    generations = generate(sharp, encoded, tokenizer=tokenizer, budgets=budgets, progress=seen.append)
+    most = [response_length(row) + 16 if budget is None else budget for row in encoded]
+    assert min(m - len(g.tokens) for m, g in zip(most, generations, strict=True)) == 0
+    assert sum(seen) == len(encoded)
 
 
 def test_a_cut_response_is_compared_over_its_own_length(
@@ -401,8 +404,8 @@ def test_learned_positions_end_the_answer_with_the_context(tokenizer: PreTrained
 def test_bad_arguments_are_named(
     sharp: LlamaForCausalLM, encoded: list[Encoded], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ValueError, match="`margin` must be at least 1; got 0"):
-        generate(sharp, encoded, tokenizer=tokenizer, margin=0)
+    with pytest.raises(ValueError, match="`budgets` must be at least 1; got 0"):
+        generate(sharp, encoded[:2], tokenizer=tokenizer, budgets=[None, 0])
     with pytest.raises(ValueError, match="row 0 has 0 of 2"):
         generate(sharp, [Encoded((4, EOS), 0)], tokenizer=tokenizer)
     with pytest.raises(ValueError, match="same order"):
@@ -423,6 +426,6 @@ def test_short_answers_do_not_wait_for_long_ones(
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", spy)
-    generations = generate(sharp, rows, tokenizer=tokenizer, margin=2, batch_tokens=3 * 70)
+    generations = generate(sharp, rows, tokenizer=tokenizer, budgets=[53, 4] * 3, batch_tokens=3 * 70)
     assert limits == [4, 53]
     assert max(len(g.tokens) for g in generations[1::2]) <= 4

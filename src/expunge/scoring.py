@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +22,9 @@ from expunge.logits import label_positions, select_logits
 
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int], None]
+
+MARGIN = 16
+"""Tokens that an answer may be longer than the true response, where no budget says otherwise."""
 
 _SOFTMAX_ELEMENTS = 1 << 24
 """Elements of a [k, v] block that are turned into log-probabilities at once: 64 MiB in fp32."""
@@ -37,10 +40,14 @@ class TokenScores:
     Attributes:
         log_probs: Log-probability of each response token, the end-of-sequence token included (nats), [t].
         matches: Whether the token is the likeliest one after the true prefix (teacher forcing), [t].
+        means: Mean of log p(·|prefix) under p(·|prefix) at each response position, [t]; None if not asked.
+        deviations: Its standard deviation, [t]; None if not asked.
     """
 
     log_probs: npt.NDArray[np.float64]
     matches: npt.NDArray[np.bool_]
+    means: npt.NDArray[np.float64] | None = None
+    deviations: npt.NDArray[np.float64] | None = None
 
     @property
     def nll(self) -> float:
@@ -118,6 +125,7 @@ def score(
     pad_id: int,
     precision: Precision = "fp32",
     batch_tokens: int = 4096,
+    moments: bool | Sequence[bool] = False,
     progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Score every response token of every row, in one pass over length-grouped batches.
@@ -131,19 +139,22 @@ def score(
         pad_id: Fills the batch; its value does not matter.
         precision: Of the forward pass.
         batch_tokens: Tokens per batch, padding included.
+        moments: Also mean and deviation of the log-probabilities, of all rows or of those that are True.
         progress: Called after each batch with the number of rows that it held.
 
     Raises:
         ValueError: A row has no response token, or no token before it.
     """
     _check_rows(rows)
+    wanted = [moments] * len(rows) if isinstance(moments, bool) else moments
     scores: dict[int, TokenScores] = {}
     with evaluating(model, precision) as device:
         for batch in _score_batches(rows, batch_tokens, _LOGIT_ELEMENTS // _vocabulary(model)):
             inputs = {
                 key: value.to(device) for key, value in collate([rows[i] for i in batch], pad_id).items()
             }
-            scores.update(zip(batch, _score_batch(model, inputs), strict=True))
+            found = _score_batch(model, inputs, [wanted[i] for i in batch])
+            scores.update(zip(batch, found, strict=True))
             if progress is not None:
                 progress(len(batch))
     return [scores[i] for i in range(len(rows))]
@@ -155,16 +166,15 @@ def generate(
     *,
     tokenizer: PreTrainedTokenizerBase,
     precision: Precision = "fp32",
-    margin: int = 16,
+    budgets: Sequence[int | None] | None = None,
     batch_tokens: int = 4096,
-    scores: Sequence[TokenScores] | None = None,
+    scores: Sequence[TokenScores | None] | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
     """Decode greedily after every prompt, in one pass over left-padded batches of like response length.
 
     Each answer ends at an end-of-sequence token (the tokenizer's or one of the model's generation
-    configuration), or `margin` tokens after its own response's length, so it does not depend on its batch; a
-    row whose response was cut, and so has no end, gets no margin.
+    configuration), or when its own budget or the model's context is spent: it does not depend on its batch.
     Nothing else of the model's generation configuration is applied: no sampling, no repetition penalty.
 
     Args:
@@ -172,7 +182,8 @@ def generate(
         prompts: Rows with their true responses, of which only the length is used (but see `scores`).
         tokenizer: Decodes the answers.
         precision: Of the forward passes.
-        margin: Tokens allowed beyond the length of the row's own response, at least 1.
+        budgets: New tokens that each row may have, at least 1; None: 16 more than its own response has (a
+            response that was cut, and so has no end, gets none more).
         batch_tokens: Prompt and new tokens per batch, padding included.
         scores: The rows' scores under the same model. Leading tokens that match under teacher forcing are
             what greedy decoding gives, so they are taken over and only the rest is decoded: the same text,
@@ -180,19 +191,19 @@ def generate(
         progress: Called with the number of rows finished since the last call.
 
     Raises:
-        ValueError: `margin` is below 1, a prompt is empty, or `scores` are not those of `prompts`.
+        ValueError: A budget is below 1, a prompt is empty, or `scores` are not those of `prompts`.
     """
-    if margin < 1:
-        raise ValueError(f"`margin` must be at least 1; got {margin}.")
+    allowed = budgets if budgets is not None else [None] * len(prompts)
+    if wrong := [budget for budget in allowed if budget is not None and budget < 1]:
+        raise ValueError(f"`budgets` must be at least 1; got {wrong[0]}.")
     _check_rows(prompts)
     inner = _generator(model)
     ends, context = _end_tokens(inner, tokenizer, prompts), context_length(model)
-    known = (
-        [0] * len(prompts)
-        if scores is None
-        else [_leading(*pair) for pair in zip(prompts, scores, strict=True)]
-    )
-    starts = [_Start.of(row, k, margin, context, ends) for row, k in zip(prompts, known, strict=True)]
+    given = scores if scores is not None else [None] * len(prompts)
+    starts = [
+        _Start.of(row, 0 if known is None else _leading(row, known), budget, context, ends)
+        for row, known, budget in zip(prompts, given, allowed, strict=True)
+    ]
     tokens = {i: start.known for i, start in enumerate(starts) if start.limit < 1}
     if progress is not None and tokens:
         progress(len(tokens))
@@ -267,27 +278,51 @@ def _cut(
         yield run
 
 
-def _score_batch(model: nn.Module, batch: Mapping[str, Tensor]) -> list[TokenScores]:
+def _score_batch(model: nn.Module, batch: Mapping[str, Tensor], moments: Sequence[bool]) -> list[TokenScores]:
     positions = label_positions(batch["labels"])
     logits = select_logits(model, batch["input_ids"], batch["attention_mask"], positions)
     targets = batch["labels"][:, 1:][positions[:, :-1]]
-    log_probs, matches = _token_scores(logits, targets)
-    ends = positions.sum(1).cumsum(0)[:-1].tolist()
+    sizes = positions.sum(1)
+    wanted = torch.tensor(moments, device=sizes.device).repeat_interleave(sizes)
+    columns = _token_scores(logits, targets, wanted)
+    ends = sizes.cumsum(0)[:-1].tolist()
+    rows = zip(*(np.split(column, ends) for column in columns), moments, strict=True)
     return [
-        TokenScores(*pair) for pair in zip(np.split(log_probs, ends), np.split(matches, ends), strict=True)
+        TokenScores(log_probs, matches, *((means, deviations) if asked else (None, None)))
+        for log_probs, matches, means, deviations, asked in rows
     ]
 
 
 def _token_scores(
-    logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    rows = max(1, _SOFTMAX_ELEMENTS // logits.shape[1])
-    log_probs, matches = [], []
-    for block, target in zip(logits.split(rows), targets.split(rows), strict=True):
-        log_probs.append(block.to(dtype).log_softmax(-1).gather(1, target[:, None])[:, 0].cpu())
-        matches.append((block.argmax(-1) == target).cpu())
-    return torch.cat(log_probs).double().numpy(), torch.cat(matches).numpy()
+    logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"], moments: Bool[Tensor, " k"]
+) -> tuple[npt.NDArray[Any], ...]:
+    """Log-probability, match, mean and deviation of each label, a block of labels at a time."""
+    size = max(1, _SOFTMAX_ELEMENTS // logits.shape[1])
+    blocks = zip(logits.split(size), targets.split(size), moments.split(size), strict=True)
+    columns = zip(*(_block_scores(*block) for block in blocks), strict=True)
+    return tuple(torch.cat(column).numpy() for column in columns)
+
+
+def _block_scores(
+    logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"], moments: Bool[Tensor, " k"]
+) -> tuple[Tensor, ...]:
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    own = log_p.gather(1, targets[:, None])[:, 0].double().cpu()
+    matches = (logits.argmax(-1) == targets).cpu()
+    means, deviations = torch.full_like(own, torch.nan), torch.full_like(own, torch.nan)
+    if moments.any():
+        asked = moments.cpu()
+        means[asked], deviations[asked] = _moments(log_p if asked.all() else log_p[moments])
+    return own, matches, means, deviations
+
+
+def _moments(log_p: Float[Tensor, "k v"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Mean and standard deviation of log p under p; what cannot occur (log p = -inf) counts nothing."""
+    p = log_p.exp()
+    log_p = log_p.clamp_min(torch.finfo(log_p.dtype).min)
+    mean = torch.linalg.vecdot(p, log_p)
+    variance = torch.linalg.vecdot(p, (log_p - mean[:, None]).square_().nan_to_num_())
+    return mean.double().cpu(), variance.sqrt().double().cpu()
 
 
 # --- generation pass
@@ -302,14 +337,17 @@ class _Start:
     limit: int
 
     @classmethod
-    def of(cls, row: Encoded, known: int, margin: int, context: int | None, ends: Collection[int]) -> _Start:
+    def of(
+        cls, row: Encoded, known: int, budget: int | None, context: int | None, ends: Collection[int]
+    ) -> _Start:
         """Begin after the first `known` response tokens; stay within the model's context if it states one."""
-        prefix = row.input_ids[: row.prompt_length + known]
-        answer = _until_end(prefix[row.prompt_length :], ends)
-        if answer and answer[-1] in ends:
-            return cls(prefix, answer, 0)
-        limit = len(row.input_ids) - len(prefix) + (margin if row.input_ids[-1] in ends else 0)
-        return cls(prefix, answer, limit if context is None else min(limit, context - len(prefix)))
+        most = len(row.labels) + (MARGIN if row.input_ids[-1] in ends else 0) if budget is None else budget
+        if context is not None:
+            most = max(0, min(most, context - row.prompt_length))
+        answer = _until_end(row.labels[: min(known, most)], ends)
+        ended = bool(answer) and answer[-1] in ends
+        prefix = row.input_ids[: row.prompt_length] + answer
+        return cls(prefix, answer, 0 if ended else most - len(answer))
 
 
 def _leading(row: Encoded, scores: TokenScores) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from expunge import metrics
+from expunge import intervals, metrics
 from expunge.collate import Encoded, Template, encode, end_token
 from expunge.record import Evaluation, Metric, Sample, Stage
 from expunge.records import Record, Records, swap_responses
@@ -275,17 +275,17 @@ def _groups(outcomes: Sequence[Outcome]) -> list[str] | None:
 def _summary(outcomes: Sequence[Outcome], seed: int) -> Metrics:
     groups = _groups(outcomes)
     summary = {
-        name: metrics.share(
+        name: intervals.share(
             [float(getattr(outcome, column)) for outcome in outcomes], seed=seed, groups=groups
         )
         for name, column in (("leak", "leaked"), ("reproduced", "reproduced"), ("probability", "probability"))
     }
-    summary["nll"] = metrics.mean([outcome.nll for outcome in outcomes], seed=seed, groups=groups)
+    summary["nll"] = intervals.mean([outcome.nll for outcome in outcomes], seed=seed, groups=groups)
     for name in ("rouge_l_recall", "truth_ratio"):
         measured = [outcome for outcome in outcomes if not math.isnan(getattr(outcome, name))]
         if measured:
             values = [getattr(outcome, name) for outcome in measured]
-            summary[name] = metrics.share(values, seed=seed, groups=_groups(measured))
+            summary[name] = intervals.share(values, seed=seed, groups=_groups(measured))
     return summary
 
 
@@ -295,7 +295,7 @@ def _membership(forget: Sequence[Outcome], holdout: Sequence[Outcome], seed: int
         "membership_min_k_auc": lambda outcome: outcome.min_k,
     }
     return {
-        name: metrics.membership_auc(
+        name: intervals.membership_auc(
             [of(outcome) for outcome in forget],
             [of(outcome) for outcome in holdout],
             seed=seed,
