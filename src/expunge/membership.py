@@ -117,8 +117,9 @@ def min_k(scores: TokenScores, fraction: float = 0.2) -> float:
 def min_k_plus_plus(scores: TokenScores, fraction: float = 0.2) -> float:
     r"""Mean standardised log-probability of the tokens where it is lowest.
 
-    $z_t = (\log p(x_t|x_{<t}) - \mu_t) / \sigma_t$, with $\mu_t$ and $\sigma_t$ the mean and standard deviation
-    of $\log p(\cdot|x_{<t})$ under $p(\cdot|x_{<t})$: is the token a mode of what the model expected?
+    $z_t = (\log p(x_t|x_{<t}) - \mu_t) / \sigma_t$, with $\mu_t$ and $\sigma_t$ the mean and the
+    standard deviation of $\log p(\cdot|x_{<t})$ under $p(\cdot|x_{<t})$: is the token a mode of what the
+    model expected?
 
     Args:
         scores: Of the response, with moments.

@@ -1,0 +1,7 @@
+"""TOFU, a task of fictitious unlearning (arXiv 2401.06121): questions about authors who do not exist."""
+
+from expunge.benchmarks.tofu.data import training_sets
+from expunge.benchmarks.tofu.metrics import METRICS
+from expunge.benchmarks.tofu.suite import Tofu, load
+
+__all__ = ["METRICS", "Tofu", "load", "training_sets"]
