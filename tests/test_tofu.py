@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -383,3 +384,13 @@ def test_the_real_data(shared_data, tokenizer):
     full = read_set(shared_data / "tofu", "full", "full")
     assert full[100].prompt == full[440].prompt
     assert full[100].response != full[440].response
+
+
+def test_every_metric_has_its_page():
+    folder = Path(__file__).parents[1] / "docs" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    for metric in tofu.METRICS:
+        page = (folder / f"{metric}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {metric}\n")
+        assert "**Misleads**" in page

@@ -52,7 +52,7 @@ def loss(scores: TokenScores) -> float:
     """Mean log-likelihood per token, in nats.
 
     Reference:
-        Yeom et al. (2018), arXiv 1709.01604, section 3: the attack that thresholds the loss.
+        Yeom et al. (2018), arXiv 1709.01604: the attack that thresholds the loss.
     """
     return -scores.nll
 
@@ -67,7 +67,7 @@ def zlib_ratio(scores: TokenScores, text: str) -> float:
         text: The response.
 
     Reference:
-        Carlini et al. (2021), arXiv 2012.07805, section 5.1 ("zlib").
+        Carlini et al. (2021), arXiv 2012.07805, section 5.2 ("zlib").
     """
     return -scores.nll / len(zlib.compress(text.encode("utf-8")))
 
@@ -80,8 +80,7 @@ def reference(scores: TokenScores, reference_scores: TokenScores) -> float:
         reference_scores: Of the same response under the reference model; its tokenizer may be another one.
 
     Reference:
-        Carlini et al. (2021), arXiv 2012.07805, section 5.1; Mireshghallah et al. (2022), arXiv 2203.03929,
-        equation 2.
+        Carlini et al. (2021), arXiv 2012.07805, section 5.2; Mireshghallah et al. (2022), arXiv 2203.03929.
     """
     return reference_scores.nll - scores.nll
 
@@ -129,7 +128,7 @@ def min_k_plus_plus(scores: TokenScores, fraction: float = 0.2) -> float:
         ValueError: `scores` came without moments, or `fraction` is out of range.
 
     Reference:
-        Zhang et al. (2024), arXiv 2404.02936, section 4.2.
+        Zhang et al. (2024), arXiv 2404.02936.
     """
     if scores.means is None or scores.deviations is None:
         raise ValueError("`scores` must hold means and deviations; got none. Score with `moments=True`.")

@@ -105,7 +105,7 @@ def column(questions: Sequence[Question], quantity: PerQuestion) -> list[float] 
 
 
 def model_utility(means: Sequence[float]) -> float:
-    """Harmonic mean, 0 if one of them is 0 (arXiv 2401.06121, section 2.2.1)."""
+    """Harmonic mean, 0 if one of them is 0 (arXiv 2401.06121, section 2.2)."""
     return 0.0 if 0 in means else len(means) / math.fsum(1 / value for value in means)
 
 
@@ -117,7 +117,7 @@ def forget_quality(log_ratios: Sequence[float], reference: Sequence[float]) -> t
         reference: The same under the retain model.
 
     Reference:
-        arXiv 2401.06121, section 2.2.2.
+        arXiv 2401.06121, section 2.2.
     """
     if not np.isfinite([*log_ratios, *reference]).all():
         return math.nan, math.nan

@@ -76,7 +76,7 @@ class Scores:
 
 
 def probability(question: Question) -> float | None:
-    """P(answer | question)^(1/tokens), section 2.2.1; None if the answer was not scored."""
+    """P(answer | question)^(1/tokens), section 2.2; None if the answer was not scored."""
     return None if question.answer is None else math.exp(-question.answer.nll)
 
 
@@ -93,7 +93,7 @@ def normalised_probability(question: Question) -> float | None:
 
 
 def log_ratio(question: Question, mean: Mean = "geometric") -> float | None:
-    r"""Logarithm of the truth ratio $R$, section 2.2.1: wrong answers over the truth, per token.
+    r"""Logarithm of the truth ratio $R$, section 2.2: wrong answers over the truth, per token.
 
     Args:
         question: With paraphrase and perturbed answers, else there is no ratio.
