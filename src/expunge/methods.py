@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from expunge.objectives import NLL, UCE, Ascent, Objective
+from expunge.schedules import Chunks
 from expunge.step_sizes import GeN, StepSize
 from expunge.stopping import RetainBudget
 from expunge.weightings import Constant, Normalized, Weighting
@@ -25,6 +26,7 @@ class Method:
         weighting: Weights from the Gramian of the objectives' gradients.
         step_size: A rule that measures η; None leaves η to the Trainer's schedule.
         budget: How much retain loss may be lost, and what happens then; None checks nothing.
+        schedule: An order of rows other than passes over whole data sets.
 
     Example:
         >>> Method("mine", (Ascent(NLL("forget")), NLL("retain")), Normalized()).sources
@@ -36,6 +38,7 @@ class Method:
     weighting: Weighting
     step_size: StepSize | None = None
     budget: RetainBudget | None = None
+    schedule: Chunks | None = None
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
@@ -46,6 +49,11 @@ class Method:
                 f"`weighting` must have one weight per objective ({len(names)}); "
                 f"got {self.weighting.weights}."
             )
+        if self.schedule and not {"forget", "retain"} <= {*self.sources}:
+            raise ValueError(
+                f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
+                f"its objectives read {self.sources}."
+            )
         if (self.step_size or self.budget) and "retain" not in self.sources:
             raise ValueError(
                 f"method {self.name!r} must read retain records, since its step size or budget measures "
@@ -54,8 +62,9 @@ class Method:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Data sets that the objectives read, in order."""
-        return tuple(dict.fromkeys(objective.source for objective in self.objectives))
+        """Data sets that the objectives read, in order: their own, and those paired with them."""
+        read = [(o.source, o.needs.paired) for o in self.objectives]
+        return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
 
 
 def grad_ascent() -> Method:
@@ -134,6 +143,27 @@ def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
     return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
 
 
+def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float = 0.5) -> Method:
+    r"""Sequential unlearning: gradient difference on chunks of forget rows joined with cyclic retain rows.
+
+    Minimise $(-\sum_F \ell + \alpha \sum_R \ell) / (\lvert F \rvert + \lvert R \rvert)$ over a chunk's
+    rows. The authors train the last 8 blocks (`train_last=8`) or LoRA (rank 16, alpha 64) at η = 1e-5, one
+    row at a time; here ℓ is a mean over tokens, theirs one over rows.
+
+    Args:
+        chunk: Forget rows in a chunk.
+        ratio: Retain rows per forget row.
+        passes: Passes over a chunk before the next.
+        retain_weight: α, non-negative.
+
+    Reference:
+        Premptis et al. (2025), arXiv 2503.02443 (AILS-NTUA, first of SemEval-2025 task 4).
+    """
+    weights = (1 / (1 + ratio), retain_weight * ratio / (1 + ratio))
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("sugd", objectives, Constant(weights), schedule=Chunks(chunk, ratio, passes))
+
+
 def fine_tune() -> Method:
     """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
     return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
@@ -144,4 +174,5 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ngdiff-gen": ngdiff_gen,
     "grad-diff": grad_diff,
     "grad-ascent": grad_ascent,
+    "sugd": sugd,
 }
