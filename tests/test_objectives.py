@@ -101,7 +101,7 @@ TOKEN_FORMS = [
 def test_value_per_token_and_its_gradient(objective, form, v):
     """The gradient is that of the hand-written loss by central differences, factors held frozen."""
     z, ref, targets = table(10, 6, v), table(11, 6, v), [y % v for y in TARGETS]
-    t = replace(batch(z.clone().requires_grad_(), ref, targets, ROWS), selected=ALL)
+    t = batch(z.clone().requires_grad_(), ref, targets, ROWS)
     values = objective(t)
     (gradient,) = torch.autograd.grad(values.sum(), t.logits)
     for i, y in enumerate(targets):
@@ -178,15 +178,8 @@ def test_ceu_leaves_the_first_tokens_of_every_row_alone():
     assert CEU().skip == 1
 
 
-def test_replacement_keeps_tokens_that_were_not_chosen():
-    mask = torch.tensor([True, False] * 3)
-    t = tokens(selected=mask)
-    kept, chosen = NLL("forget")(t), Replacement()(tokens(selected=ALL))
-    torch.testing.assert_close(Replacement()(t), torch.where(mask, chosen, kept))
-
-
 def test_low_precision_logits_are_scored_in_fp32():
-    t = tokens(selected=ALL)
+    t = tokens()
     half = replace(
         t,
         logits=t.logits.bfloat16(),
@@ -284,7 +277,7 @@ def test_prompt_and_padding_do_not_count(objective, form):
 MASK = torch.tensor([False, True, True, False, True, False])
 
 
-@pytest.mark.parametrize(("objective", "form"), TOKEN_FORMS[:-1], ids=lambda x: getattr(x, "name", ""))
+@pytest.mark.parametrize(("objective", "form"), TOKEN_FORMS, ids=lambda x: getattr(x, "name", ""))
 def test_selected_tokens_alone_give_the_loss(objective, form):
     t = tokens(selected=MASK)
     chosen = Selected(objective, "entities")
@@ -311,7 +304,7 @@ def test_selected_representations():
         torch.testing.assert_close(Selected(objective, "entities")(t), objective(t)[[0, 2]])
 
 
-@pytest.mark.parametrize("objective", [form[0] for form in TOKEN_FORMS[:-1]] + [NPO(), SimNPO(), DPO()])
+@pytest.mark.parametrize("objective", [form[0] for form in TOKEN_FORMS] + [NPO(), SimNPO(), DPO()])
 def test_nothing_selected_is_no_value_and_no_gradient(objective):
     t = tokens(selected=~ALL)
     t.logits.requires_grad_()
@@ -338,7 +331,7 @@ def test_nothing_selected_is_no_value_and_no_gradient(objective):
         (KL(), "kl(retain)", "retain", "token", Needs(reference="logits")),
         (Steering(4), "steering(forget)", "forget", "token", Needs(layers=(4,))),
         (ActivationMatching(4), "activations(retain)", "retain", "token", Needs("hidden", layers=(4,))),
-        (Replacement(), "replacement(forget)", "forget", "token", Needs("logits", selector="entities")),
+        (Replacement(), "replacement(forget)", "forget", "token", Needs("logits")),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -363,7 +356,7 @@ def test_what_an_objective_says_of_itself(objective, name, source, unit, needs):
         (lambda: SatImp(importance=-1.0), "`importance` must be non-negative"),
         (lambda: CEU(skip=-1), "`skip` must be non-negative; got -1"),
         (lambda: Steering(coefficient=0.0), "`coefficient` must be positive"),
-        (lambda: Selected(Replacement(), "all"), "without a selector of its own"),
+        (lambda: Selected(Selected(UCE(), "all"), "entities"), "without a selector of its own"),
     ],
 )
 def test_parameters_out_of_range_are_refused(make, message):
@@ -377,7 +370,7 @@ def test_parameters_out_of_range_are_refused(make, message):
         (NPO(), {"reference": None}, "`tokens.reference` must be given"),
         (KL(), {"reference": Reference(torch.zeros(6))}, "`tokens.reference.logits` must be given"),
         (DPO(), {"paired": None}, "`tokens.paired` must be given"),
-        (Replacement(), {}, "`tokens.selected` must be given"),
+        (Replacement(), {"reference": None}, "`tokens.reference` must be given"),
         (Selected(UCE(), "entities"), {}, "`tokens.selected` must be given"),
         (Steering(layer=3), {"hidden": {8: torch.zeros(6, 2)}}, r"must hold layer 3; got layers \[8\]"),
     ],

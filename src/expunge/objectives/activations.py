@@ -52,7 +52,8 @@ class Steering(Objective):
     def direction(self, size: int) -> Float[Tensor, " d"]:
         """The unit vector u of `size` entries; the same for the same seed, on every device and rank."""
         entries = torch.rand(size, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-        return entries / entries.norm()
+        unit: Tensor = entries / entries.norm()
+        return unit
 
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
         stream = _given.stream(tokens.hidden, self.layer)

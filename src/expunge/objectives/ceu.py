@@ -50,5 +50,5 @@ class CEU(Objective):
 def _places(rows: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
     """Place of every position within its row, from 0."""
     _, owner, lengths = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
-    starts = lengths.cumsum(0) - lengths
+    starts: Tensor = lengths.cumsum(0) - lengths
     return torch.arange(len(rows), device=rows.device) - starts[owner]

@@ -1,0 +1,110 @@
+"""Gradient ascent against what keeps: the oldest recipes, NGDiff among them."""
+
+from __future__ import annotations
+
+from expunge.methods.method import Method, guard, weighted
+from expunge.objectives import KL, NLL, Ascent
+from expunge.step_sizes import GeN
+from expunge.stopping import RetainBudget
+from expunge.weightings import Constant, LossNormalized, Normalized
+
+
+def grad_ascent() -> Method:
+    r"""Gradient ascent on the forget set alone: minimise $-L_F$.
+
+    The oldest baseline. It never stops by itself and destroys the model when run on; nothing here
+    protects what should be kept.
+
+    Reference:
+        Jang et al. (2022), arXiv 2210.01504, equation 1.
+    """
+    return Method("grad-ascent", (Ascent(NLL("forget")),), Constant((1.0,)))
+
+
+def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
+    r"""Gradient difference: minimise $-L_F + \alpha L_R$ with constant weights.
+
+    Args:
+        retain_weight: α, non-negative.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        Liu et al. (2022), arXiv 2203.12817; Maini et al. (2024), arXiv 2401.06121, section 4.
+    """
+    if retain_weight < 0:
+        raise ValueError(f"`retain_weight` must be non-negative; got {retain_weight}.")
+    return weighted("grad-diff", Ascent(NLL("forget")), NLL("retain"), (1.0, retain_weight), tolerance)
+
+
+def kl_min(retain_weight: float = 1.0, reverse: bool = False, tolerance: float = 0.5) -> Method:
+    r"""KL minimisation: minimise $-L_F + \alpha\, KL(p_{ref} \,\|\, p)$ on retain.
+
+    The divergence is over response tokens of retain records; published code averages it over prompt
+    and padding too.
+
+    Args:
+        retain_weight: α, non-negative.
+        reverse: $KL(p \,\|\, p_{ref})$ instead.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        Maini et al. (2024), arXiv 2401.06121, section 4.
+    """
+    return weighted("kl-min", Ascent(NLL("forget")), KL(reverse=reverse), (1.0, retain_weight), tolerance)
+
+
+def loss_norm(tolerance: float = 0.5) -> Method:
+    r"""Loss-normalised difference: minimise $-L_F / |L_F| + L_R / |L_R|$, the denominators held fixed.
+
+    The baseline that NGDiff's paper sets against normalising gradients.
+
+    Args:
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        arXiv 2410.22086, section 3.
+    """
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("loss-norm", objectives, LossNormalized(), budget=guard(tolerance))
+
+
+def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
+    r"""Normalised gradient difference under a retain budget: the default.
+
+    $d = g_R/\lVert g_R \rVert - g_F/\lVert g_F \rVert$. Every `every` steps the retain loss of `rows`
+    fixed rows is measured in fp32; while it stands more than `tolerance` above its value at the
+    start, steps repair (retain only) instead of forgetting.
+
+    Args:
+        tolerance: Retain loss that may be lost, nats per token, positive.
+        every: Optimizer steps between measurements, at least 1.
+        rows: Retain rows measured, at least 2.
+
+    Reference:
+        arXiv 2410.22086, section 3 (the direction).
+    """
+    return Method(
+        "ngdiff",
+        (Ascent(NLL("forget")), NLL("retain")),
+        Normalized(),
+        budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
+    )
+
+
+def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
+    r"""NGDiff as published: the normalised difference under the GeN learning rate.
+
+    Args:
+        every: Optimizer steps between measurements of η.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        arXiv 2410.22086, algorithm 1; arXiv 2407.02772.
+    """
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
+
+
+def fine_tune() -> Method:
+    """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
+    return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
