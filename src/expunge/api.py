@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import output
 from expunge.callbacks import StopWhenLearned, Ticker
+from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.material import missing
 from expunge.methods import Method, fine_tune
 from expunge.models import load_model
 from expunge.monitor import RunState
@@ -67,16 +69,17 @@ def unlearn(
     recipe, settings = resolve_method(method, settings)
     args = arguments(settings, options, name)
     sets = _sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
-    for source in recipe.sources:
-        if source not in sets:
-            raise UsageError(
-                f"method {recipe.name} needs {source} records; none are given. "
-                f"Give --{source} FILE, or choose a method that does not read them (grad-ascent)."
-            )
+    for source in missing(recipe, sets, args):
+        hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
+        raise UsageError(
+            f"method {recipe.name} needs {source} records; none are given. "
+            f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
+        )
     folder = claim(options, [model, options.control, forget, retain, holdout])
     run = Run(options.kind, args, sets, options, folder)
     loaded, tokenizer = run.load(model, tokenizer, "before")
     finished = run.unfinished()
+    run.derive(recipe, loaded, tokenizer)
     unlearner = _prepare(run, loaded, tokenizer, recipe)
     run.accept()
     if options.evaluate:
@@ -86,6 +89,7 @@ def unlearn(
         loaded.to(args.device)  # type: ignore[arg-type]
     else:
         state = _train(run, unlearner, f"Forgetting ({recipe.name})")
+        loaded = unlearner.delivered()  # type: ignore[assignment]
     settled = configuration(args, recipe)
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
@@ -137,6 +141,7 @@ def finetune(
     if options.evaluate:
         run.evaluate("before", loaded, tokenizer)
     state = _train(run, unlearner, "Learning")
+    loaded = unlearner.delivered()  # type: ignore[assignment]
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         run.describe("after", "fine-tuned", loaded)
         run.save(loaded, tokenizer)
@@ -195,7 +200,14 @@ def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: M
     retain = sets.get("retain", sets.get("train"))
     try:
         unlearner = Unlearner(
-            model, run.args, recipe, tokenizer, sets.get("forget"), retain, sets.get("holdout")
+            model,
+            run.args,
+            recipe,
+            tokenizer,
+            sets.get("forget"),
+            retain,
+            sets.get("holdout"),
+            derived_datasets=run.derived,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot start: {error}") from error
@@ -205,7 +217,7 @@ def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: M
             unlearner.monitor.load(checkpoint)
         except ValueError as error:
             raise UsageError(f"--resume cannot continue this run: {error}") from None
-    if "forget" in recipe.sources and unlearner.monitor.check is None:
+    if any(map(is_forget, recipe.sources)) and unlearner.monitor.check is None:
         run.notes.append("There was no control to compare the forget records with: only limits end this run.")
     return unlearner
 

@@ -34,6 +34,16 @@ class UnlearningArguments(TrainingArguments):
         check_rows: Forget (and holdout) rows per look, fixed for the run.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
+        lora_rank: Rank of a LoRA adapter to train in place of the weights; 0 trains the weights.
+        lora_alpha: Its scale times the rank; None is twice the rank.
+        lora_targets: Modules to adapt, comma-separated, or `all-linear`.
+        lora_dora: DoRA: the adapter learns magnitude and direction apart.
+        lora_merge: Deliver the model with the adapter merged in; otherwise the adapter alone is saved.
+        lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
+        train_last: Train this many of the last blocks only; 0 trains all.
+        refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
+        self_retain: Without retain records: this many texts are sampled from the model itself in their
+            place. 0 never does.
     """
 
     output_dir: str | None = "expunge-output"
@@ -56,6 +66,15 @@ class UnlearningArguments(TrainingArguments):
     check_every: int = 5
     check_rows: int = 64
     diagnose_every: int = 10
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_targets: str = "all-linear"
+    lora_dora: bool = False
+    lora_merge: bool = True
+    lora_4bit: bool = False
+    train_last: int = 0
+    refusals: str | None = None
+    self_retain: int = 0
 
     def __post_init__(self) -> None:
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
@@ -78,6 +97,15 @@ class UnlearningArguments(TrainingArguments):
                 "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
                 f"got {self.check_rows}, {self.check_every}, {self.diagnose_every}."
             )
+        if self.lora_rank < 0 or self.train_last < 0 or self.self_retain < 0:
+            raise ValueError(
+                "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
+                f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
+            )
+        if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
+            raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
+        if self.lora_4bit and self.lora_merge:
+            raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
 
     @property
     def n_gpu(self) -> int:

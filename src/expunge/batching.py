@@ -6,16 +6,21 @@ uninterrupted one would have seen. Knows lengths, not text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from expunge.collate import Encoded, collate
 
-Item = tuple[str, Encoded]
+Facts = Mapping[str, Sequence[npt.NDArray[Any]]]
+"""Key -> for every row of a data set one value per label token."""
+
+Item = tuple[str, Encoded, Mapping[str, npt.NDArray[Any]]]
 
 
 class RowStream:
@@ -53,16 +58,24 @@ class RowStream:
         return [batches[i].tolist() for i in generator.permutation(len(batches))]
 
 
+Rows = Callable[[int], list[int]]
+"""Micro-batch number -> row numbers."""
+
+
 class Draws(Sampler[list[tuple[str, int]]]):
     """One micro-batch per element: rows of every data set, as (data set, row) pairs.
 
     Args:
-        streams: Data set -> its batches.
+        streams: Data set -> its batches; sets that are paired row for row have the same.
         length: Micro-batches in the whole run.
     """
 
-    def __init__(self, streams: Mapping[str, RowStream], length: int) -> None:
-        self.streams, self.length = dict(streams), length
+    def __init__(self, streams: Mapping[str, RowStream | Rows], length: int) -> None:
+        self.streams = {
+            name: stream.__getitem__ if isinstance(stream, RowStream) else stream
+            for name, stream in streams.items()
+        }
+        self.length = length
         self.batch_size = None  # batches of a pass may differ by one row
         self.drop_last = False
 
@@ -71,21 +84,29 @@ class Draws(Sampler[list[tuple[str, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[str, int]]]:
         for step in range(self.length):
-            yield [(name, row) for name, stream in self.streams.items() for row in stream[step]]
+            yield [(name, row) for name, stream in self.streams.items() for row in stream(step)]
 
 
 class Sources(Dataset[Item]):
-    """Encoded rows of every data set, addressed by (data set, row)."""
+    """Encoded rows of every data set, addressed by (data set, row), with what is known of their tokens.
 
-    def __init__(self, rows: Mapping[str, Sequence[Encoded]]) -> None:
-        self.rows = dict(rows)
+    Args:
+        rows: Data set -> rows.
+        facts: Data set -> what is known of each label token, such as the reference's log-probability.
+    """
+
+    def __init__(
+        self, rows: Mapping[str, Sequence[Encoded]], facts: Mapping[str, Facts] | None = None
+    ) -> None:
+        self.rows, self.facts = dict(rows), dict(facts or {})
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
 
     def __getitem__(self, index: tuple[str, int]) -> Item:
         name, row = index
-        return name, self.rows[name][row]
+        known = {key: values[row] for key, values in self.facts.get(name, {}).items()}
+        return name, self.rows[name][row], known
 
 
 class BySource:
@@ -95,8 +116,25 @@ class BySource:
         self.pad_id = pad_id
 
     def __call__(self, items: Sequence[Item]) -> dict[str, dict[str, Tensor]]:
-        names = dict.fromkeys(name for name, _ in items)
-        return {n: collate([row for name, row in items if name == n], self.pad_id) for n in names}
+        return {
+            name: self._join([item for item in items if item[0] == name])
+            for name in dict.fromkeys(item[0] for item in items)
+        }
+
+    def _join(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        batch = collate([row for _, row, _ in items], self.pad_id)
+        for key in items[0][2]:
+            batch[key] = _align([row for _, row, _ in items], [known[key] for _, _, known in items])
+        return batch
+
+
+def _align(rows: Sequence[Encoded], values: Sequence[npt.NDArray[Any]]) -> Tensor:
+    """Values of label tokens, laid out as the labels of the padded batch; zero elsewhere."""
+    width = max(len(row.input_ids) for row in rows)
+    out = torch.zeros(len(rows), width, dtype=torch.from_numpy(values[0]).dtype)
+    for i, (row, known) in enumerate(zip(rows, values, strict=True)):
+        out[i, row.prompt_length : len(row.input_ids)] = torch.from_numpy(known)
+    return out
 
 
 def concatenate(batches: Sequence[Mapping[str, Tensor]], pad_id: int) -> dict[str, Tensor]:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from expunge.batching import concatenate
+from expunge.derived import is_forget
 from expunge.gramian import GradientBuffers, inner
 from expunge.methods import Method
 from expunge.objectives import Objective, TokenLogits
-from expunge.probe import Batch, token_logits
+from expunge.observation import Batch, observe, sources_of, total, view
 from expunge.record import Step
+from expunge.references import LiveReference
+from expunge.weightings import Stateful
 
 
 class Descent:
@@ -29,6 +31,8 @@ class Descent:
         pad_id: For joining batches of different width.
         backward: Runs a backward pass (the accelerator's).
         mean_over_ranks: Reduces a small tensor over ranks.
+        share: Objectives that read the same data sets share one forward pass. Not for models wrapped for
+            several ranks, whose gradients are reduced in one backward pass per forward pass.
     """
 
     def __init__(
@@ -36,23 +40,26 @@ class Descent:
         method: Method,
         parameters: Sequence[nn.Parameter],
         pad_id: int,
-        backward: Callable[[Tensor], None],
+        backward: Callable[..., None],
         mean_over_ranks: Callable[[Tensor], Tensor],
+        *,
+        share: bool = True,
     ) -> None:
         self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
-        self.backward, self.mean_over_ranks = backward, mean_over_ranks
+        self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
+        self.reference: LiveReference | None = None
         self.begin(repair=False, separate=True)
 
     def begin(self, *, repair: bool, separate: bool) -> None:
         """Start a step.
 
         Args:
-            repair: Objectives on forget records take no part.
+            repair: Objectives on forget records, or on sets derived from them, take no part.
             separate: One backward pass per objective, whether or not the weighting needs it.
         """
         objectives = self.method.objectives
         self.repair = repair
-        self.active: list[Objective] = [o for o in objectives if not (repair and o.source == "forget")]
+        self.active: list[Objective] = [o for o in objectives if not (repair and is_forget(o.source))]
         self.separate = separate or self.method.weighting.needs_gramian
         self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
         self.tokens = 0
@@ -66,7 +73,7 @@ class Descent:
     @property
     def sources(self) -> list[str]:
         """Data sets that this step reads."""
-        return list(dict.fromkeys(objective.source for objective in self.active))
+        return list(dict.fromkeys(name for objective in self.active for name in sources_of(objective)))
 
     def add(self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]) -> float:
         """Forward and backward of one micro-batch.
@@ -74,7 +81,8 @@ class Descent:
         Args:
             model: What to run, wrapped or not.
             batches: Data set -> batch.
-            counts: Data set -> label tokens of the whole optimizer step (mean over ranks).
+            counts: Objective -> tokens or rows of the whole optimizer step that its loss is a mean over
+                (mean over ranks).
 
         Returns:
             The sum of the objectives' shares, unweighted.
@@ -107,6 +115,8 @@ class Descent:
             self.gramian = gramian
             resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
             self._buffers.combine(torch.cat([self.weights, resting]))
+        if isinstance(self.method.weighting, Stateful) and not self.repair:
+            self.method.weighting.observe(losses)
         return True
 
     def remember(self) -> None:
@@ -141,33 +151,65 @@ class Descent:
     def _separate(
         self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]
     ) -> dict[str, float]:
-        """One backward pass per objective, each into its own gradient."""
+        """One backward pass per objective, each into its own gradient.
+
+        Sharing a forward pass costs no memory of note: at its peak there is one graph and one gradient more,
+        as there is without (the second graph is built while the first gradient is held).
+        """
         shares = {}
-        for i, objective in enumerate(self.active):
-            with self._buffers.collect(i):
-                share = objective(token_logits(model, batches[objective.source])).sum()
-                share = share / counts[objective.source]
-                self.backward(share)
-            shares[objective.name] = float(share.detach())
-        return shares
+        for group in self._groups():
+            seen = self._see(model, batches, group)
+            for objective in group:
+                with self._buffers.collect(self.active.index(objective)):
+                    share = self._share(objective, seen, batches, counts)
+                    self.backward(share, retain_graph=objective is not group[-1])
+                shares[objective.name] = float(share.detach())
+        return {objective.name: shares[objective.name] for objective in self.active}
 
     def _fused(
         self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]
     ) -> dict[str, float]:
-        """One forward and one backward pass over the concatenated batch."""
-        tokens = token_logits(model, concatenate([batches[source] for source in self.sources], self.pad_id))
-        owner = torch.cat([torch.full((len(batches[s]["labels"]),), i) for i, s in enumerate(self.sources)])
-        owner = owner.to(tokens.rows.device)[tokens.rows]
+        """One forward and one backward pass over all data sets at once."""
+        seen = self._see(model, batches, self.active)
         weights = self._weigh(torch.zeros(0), torch.zeros(0)).tolist()
-        total, shares = torch.zeros((), device=tokens.rows.device), {}
+        combined, shares = [], {}
         for objective, weight in zip(self.active, weights, strict=True):
-            mine = owner == self.sources.index(objective.source)
-            values = objective(TokenLogits(tokens.logits[mine], tokens.targets[mine], tokens.rows[mine]))
-            share = values.sum() / counts[objective.source]
+            share = self._share(objective, seen, batches, counts)
             shares[objective.name] = float(share.detach())
-            total = total + weight * share
-        self.backward(total)
+            combined.append(weight * share)
+        self.backward(torch.stack(combined).sum())
         return shares
+
+    def _groups(self) -> list[list[Objective]]:
+        """Active objectives, those that share a forward pass together."""
+        groups: dict[object, list[Objective]] = {}
+        for objective in self.active:
+            groups.setdefault(sources_of(objective) if self.share else objective, []).append(objective)
+        return list(groups.values())
+
+    def _see(
+        self, model: nn.Module, batches: Mapping[str, Batch], group: Sequence[Objective]
+    ) -> dict[str, TokenLogits]:
+        """One forward pass over all that a group of objectives reads, the reference's before it."""
+        names = dict.fromkeys(name for objective in group for name in sources_of(objective))
+        wanted = {name: batches[name] for name in names}
+        layers = tuple(dict.fromkeys(layer for objective in group for layer in objective.needs.layers))
+        live = [o for o in group if o.needs.reference in ("logits", "hidden")]
+        references = {}
+        if live and self.reference is not None:
+            read = dict.fromkeys(name for objective in live for name in sources_of(objective))
+            references = self.reference({name: batches[name] for name in read}, self.pad_id, layers)
+        return observe(model, wanted, self.pad_id, layers, references)
+
+    def _share(
+        self,
+        objective: Objective,
+        seen: Mapping[str, TokenLogits],
+        batches: Mapping[str, Batch],
+        counts: Mapping[str, float],
+    ) -> Tensor:
+        """This micro-batch's part of an objective's mean over the step; zero where nothing was selected."""
+        return total(objective, view(objective, seen, batches)) / (counts[objective.name] or 1.0)
 
     def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""

@@ -61,7 +61,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> CausalModel:
     """Load a causal language model, in evaluation mode, on the CPU.
 
@@ -72,19 +76,22 @@ def load_model(
             as a trainable `PeftModel`), `smollm2-135m`, a Hub id `org/name`.
         dtype: Of the weights. Training wants float32 whatever it computes in.
         trust_remote_code: Let a model run its own code.
+        quantization: A quantization configuration of transformers; the model then goes where it says.
 
     Raises:
         UsageError: There is no such model, its files are damaged or incomplete, or it is not a causal model.
     """
     place = _resolve(source)
     if base := _adapter_base(place):
-        return _load_adapter(place, load_model(base, dtype=dtype, trust_remote_code=trust_remote_code))
+        whole = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization)
+        return _load_adapter(place, whole)
     _check_causal(_load_config(place, trust_remote_code), source)
     _check_files(place, _WEIGHTS, "weights")
-    attention = {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}
+    options: dict[str, Any] = {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}
+    options |= {} if quantization is None else {"quantization_config": quantization}
     with _blaming(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **attention
+            place, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
     model: PreTrainedModel = loaded[0]
     if absent := sorted(loaded[1]["missing_keys"]):

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
-from expunge.probe import Batch, measure_line, rescale_step, row_losses, row_tokens
+from expunge.observation import Batch
+from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
+from expunge.weightings import Stateful
 
 STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
 
@@ -36,6 +38,7 @@ class RunState(BaseModel):
     probes: list[Probe] = []
     checks: list[Check] = []
     stop: Stop | None = None
+    weighting: dict[str, float] = {}
 
 
 class Monitor:
@@ -79,6 +82,8 @@ class Monitor:
 
     def begin(self) -> None:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
+        if isinstance(self.method.weighting, Stateful) and not self.state.steps:
+            self.method.weighting.reset()
         if self.method.budget and not self.state.start:
             losses = self._measure()
             self.state.start = losses.tolist()
@@ -199,7 +204,8 @@ class Monitor:
             temporary = folder / f".{GOOD_FILE}"
             save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
             temporary.replace(folder / GOOD_FILE)
-        state = self.state.model_copy(update={"stop": None})
+        memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
+        state = self.state.model_copy(update={"stop": None, "weighting": memory})
         write_atomically(folder / STATE_FILE, state.model_dump_json())
 
     def load(self, folder: Path) -> None:
@@ -215,6 +221,8 @@ class Monitor:
                 f"{folder} is of {state.fingerprint}, this run is {self.state.fingerprint}."
             )
         self.state = state
+        if isinstance(self.method.weighting, Stateful) and state.steps:
+            self.method.weighting.restore(state.weighting)
         if (folder / GOOD_FILE).exists():
             stored = load_file(folder / GOOD_FILE)
             self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]

@@ -6,28 +6,17 @@ parameters and optimizer state are bit-identical afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from expunge.logits import label_positions, select_logits
+from expunge.logits import label_positions
 from expunge.objectives import TokenLogits
+from expunge.observation import Batch, token_logits
 from expunge.scoring import evaluating
 from expunge.step_sizes import Line
-
-Batch = Mapping[str, Tensor]
-
-
-def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:
-    """One forward pass; logits at label positions only."""
-    positions = label_positions(batch["labels"])
-    return TokenLogits(
-        logits=select_logits(model, batch["input_ids"], batch["attention_mask"], positions),
-        targets=batch["labels"][:, 1:][positions[:, :-1]],
-        rows=positions.nonzero()[:, 0],
-    )
 
 
 def row_losses(model: nn.Module, batches: Sequence[Batch]) -> Float[Tensor, " r"]:

@@ -15,11 +15,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, scoring
+from expunge.adapters import four_bit
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import records as benchmark
 from expunge.collate import encode
+from expunge.derived import Derived, Means
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
+from expunge.material import complete
+from expunge.methods import Method
 from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
 from expunge.monitor import RunState
 from expunge.progress import Reporter, Silent
@@ -63,6 +67,7 @@ class Run:
         sets: Data set -> records.
         options: Options of the verb.
         folder: Output folder; None writes nothing.
+        derived: Data sets made from the others for this run.
     """
 
     kind: Kind
@@ -74,6 +79,7 @@ class Run:
     evaluated: dict[Stage, benchmark.Evaluated] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    derived: dict[str, Records] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -98,10 +104,35 @@ class Run:
             else:
                 tokenizer = tokenizer or load_tokenizer(model)
                 self._check_lengths(tokenizer, context_length(model))
-                source, loaded = str(model), load_model(model)
-            loaded.to(self.args.device)  # type: ignore[arg-type]
+                quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
+                source, loaded = str(model), load_model(model, quantization=quantization)
+            if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
+                loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
             return loaded, tokenizer
+
+    def derive(self, recipe: Method, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make the data sets that a method reads and nobody gave; a resumed run takes those it made before.
+
+        They are kept beside the checkpoints, so that both end together.
+
+        Raises:
+            UsageError: A data set could not be made.
+        """
+        wanted = [name for name in recipe.sources if name not in self.sets]
+        store = self.folder / output.CHECKPOINTS / "derived" if self.folder else None
+        args = self.args
+        made = {n: Derived.read(store, n) if store and self.options.resume else None for n in wanted}
+        known = {name: found for name, found in made.items() if found}
+        means = Means(model, tokenizer, args.seed, args.template, args.precision, args.refusals)
+        with self.timed("derive"):
+            given = self.sets | {name: found.records for name, found in known.items()}
+            fresh = complete(given, recipe, args, means)
+        for found in fresh.values() if store else ():
+            found.write(store)
+        for name, found in (known | fresh).items():
+            (self.sets if name == "retain" else self.derived)[name] = found.records
+            self.notes += found.notes
 
     def accept(self) -> None:
         """All input has been accepted: an earlier run that is to be replaced may go."""
@@ -181,7 +212,7 @@ class Run:
             configuration=dict(configuration),
             seed=self.args.seed,
             method=method,
-            data={name: _data_entry(records) for name, records in self.sets.items()},
+            data={name: _data_entry(records) for name, records in (self.sets | self.derived).items()},
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from expunge import output
 from expunge.arguments import UnlearningArguments
 from expunge.errors import UsageError
+from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
 from expunge.runs import RunOptions
 
@@ -28,24 +29,46 @@ RESERVED = {"output_dir": "--output", "kind": "the verb", "claimed": "--output",
 def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """A recipe by name with its arguments taken from `settings`, and the settings left over.
 
+    A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a function
+    that returns one. The code of that file runs.
+
     Raises:
         UsageError: No recipe has that name, or it refuses an argument.
     """
     if isinstance(method, Method):
         return method, dict(settings)
-    if method not in METHODS:
-        raise UsageError(
-            f"--method must be one of {', '.join(METHODS)}; got {method!r}. "
-            f"{_nearest(str(method), METHODS)}See expunge list methods."
-        )
-    hints = get_type_hints(METHODS[method])
-    names = inspect.signature(METHODS[method]).parameters
-    mine = {key: _typed(key, value, hints[key]) for key, value in settings.items() if key in names}
+    recipe = find_recipe(method)
+    if isinstance(recipe, Method):
+        return recipe, dict(settings)
+    hints = get_type_hints(recipe)
+    names = inspect.signature(recipe).parameters
+    mine = {key: _typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
     try:
-        recipe = METHODS[method](**mine)
-    except ValueError as error:
+        made = recipe(**mine)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"method {method} refused its settings: {error}") from None
-    return recipe, {key: value for key, value in settings.items() if key not in names}
+    if not isinstance(made, Method):
+        raise UsageError(f"--method {method} must return a Method; it returned {type(made).__name__}.")
+    return made, {key: value for key, value in settings.items() if key not in names}
+
+
+def find_recipe(name: str) -> Method | Callable[..., Method]:
+    """A recipe of ours by name, or one from the user's own file or module.
+
+    Raises:
+        UsageError: There is no such recipe.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if not names_object(name):
+        raise UsageError(
+            f"--method must be one of {', '.join(METHODS)}; got {name!r}. "
+            f"{_nearest(name, METHODS)}See expunge list methods, or name your own as FILE.py:NAME."
+        )
+    found = load_object(name, "--method", METHODS)
+    if not isinstance(found, Method) and not callable(found):
+        raise UsageError(f"--method {name} must be a Method or a function; it is {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]
 
 
 def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = "") -> UnlearningArguments:
@@ -60,7 +83,7 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
         UsageError: A name is unknown, or a value is not what its field takes.
     """
     known = {f.name for f in dataclasses.fields(UnlearningArguments) if f.init}
-    recipe = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
+    recipe = inspect.signature(METHODS[method]).parameters if method in METHODS else ()
     candidates = {*known, *recipe, *(f.name for f in dataclasses.fields(RunOptions))} - RESERVED.keys()
     for key in settings:
         if key not in known:

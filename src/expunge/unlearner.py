@@ -6,7 +6,6 @@ mixed precision and distribution stay the Trainer's.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,28 +15,28 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
+from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
-from expunge.batching import BySource, Draws, RowStream, Sources
+from expunge.batching import BySource, Draws, Sources
 from expunge.collate import Encoded, collate, encode
+from expunge.derived import Means, is_forget
 from expunge.descent import Descent
+from expunge.events import StepEvents, scale_learning_rate
+from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.interrupt import Interrupt
+from expunge.material import check_demands, complete, fingerprint, streams
 from expunge.methods import Method
 from expunge.monitor import Monitor
-from expunge.probe import Batch
+from expunge.observation import Batch, count
 from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
+from expunge.references import LiveReference, live_sources
 from expunge.scoring import context_length
+from expunge.selectors import Responses
 
 PROBE_BATCH = 8
 
@@ -52,7 +51,8 @@ class Unlearner(Trainer):
     optimizer step. Events of the step loop drive a `Monitor` that measures and decides.
 
     Args:
-        model: A causal language model with fp32 weights.
+        model: A causal language model with fp32 weights, as it is at the start: it is the reference too.
+            To resume, give it as it was then; the checkpoint brings the weights.
         args: Settings; `output_dir` takes checkpoints.
         method: See `expunge.methods`.
         processing_class: The model's tokenizer.
@@ -60,11 +60,13 @@ class Unlearner(Trainer):
         retain_dataset: Records to keep; needed when the method reads them.
         holdout_dataset: Records of the same kind that the model has never seen: with them a run stops
             when forget records look like these. Without, other records' responses are the control.
+        derived_datasets: Sets derived from the forget set, row for row, that exist already; those that the
+            method reads besides are made (see `expunge.derived`).
         callbacks: As for `Trainer`.
 
     Raises:
         ValueError: A data set that the method reads is missing; weights are not fp32; fp16 compute is
-            asked for; a checkpoint belongs to another run.
+            asked for; an objective needs what the model cannot give; a checkpoint belongs to another run.
         UsageError: Records cannot be used (see `expunge.records`, `expunge.collate`).
     """
 
@@ -77,19 +79,21 @@ class Unlearner(Trainer):
         forget_dataset: RecordSource | None = None,
         retain_dataset: RecordSource | None = None,
         holdout_dataset: RecordSource | None = None,
+        derived_datasets: Mapping[str, RecordSource] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        _check_precision(model)
         given = {"forget": forget_dataset, "retain": retain_dataset, "holdout": holdout_dataset}
-        self.records = {name: _records(name, data) for name, data in given.items() if data is not None}
-        if missing := [source for source in method.sources if source not in self.records]:
-            raise ValueError(
-                f"method {method.name!r} reads {method.sources}; missing: `{missing[0]}_dataset`. "
-                "Give it, or choose a method that does not read it."
-            )
+        given |= derived_datasets or {}
+        records = {name: _records(name, data) for name, data in given.items() if data is not None}
+        model = prepare_trainable(model, args)
+        _check_precision(model)
+        check_demands(method, model, args)
         self.method = method
         self.context = context_length(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
+        made = complete(records, method, args, self._means(model, args))
+        self.records = records | {name: found.records for name, found in made.items()}
+        self.notes = [note for found in made.values() for note in found.notes]
         self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
         self.pad_id = int(processing_class.pad_token_id or 0)
         super().__init__(
@@ -103,23 +107,29 @@ class Unlearner(Trainer):
         self.args: UnlearningArguments
         self.model_accepts_loss_kwargs = False
         self.trained = model
+        self.facts: TokenFacts | None = None
         self.monitor = Monitor(
             model=model,
             method=method,
             probe=self._probe(),
-            check=self._check() if "forget" in method.sources else None,
+            check=self._check() if any(map(is_forget, method.sources)) else None,
             check_every=args.check_every,
-            fingerprint=self._fingerprint(),
+            fingerprint=fingerprint(args, method, self.encoded, self.accelerator.num_processes, model),
             gather=self._gather,
             agree=self._agree,
         )
         self.remove_callback(PrinterCallback)
         self.descent = Descent(
-            method, self.monitor.parameters, self.pad_id, self.accelerator.backward, self._mean_over_ranks
+            method,
+            self.monitor.parameters,
+            self.pad_id,
+            self.accelerator.backward,
+            self._mean_over_ranks,
+            share=self.accelerator.num_processes == 1,
         )
         self.interrupt = Interrupt()
         self._line = False
-        self.add_callback(_StepEvents(self))
+        self.add_callback(StepEvents(self))
 
     # -- results ---------------------------------------------------------------------------------
 
@@ -151,18 +161,20 @@ class Unlearner(Trainer):
             name=name,
         )
 
+    def _means(self, model: nn.Module, args: UnlearningArguments) -> Means:
+        """What derived data sets are made with."""
+        return Means(model, self.tokenizer, args.seed, args.template, args.precision, args.refusals)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""
         args = self.args
-        size = args.per_device_train_batch_size
-        streams = {
-            name: RowStream([len(r.input_ids) for r in self.encoded[name]], size, (args.seed, i))
-            for i, name in enumerate(self.method.sources)
-        }
         length = args.max_steps * args.gradient_accumulation_steps * self.accelerator.num_processes
         loader = DataLoader(
-            Sources({name: self.encoded[name] for name in self.method.sources}),
-            batch_sampler=Draws(streams, length),
+            Sources(
+                {name: self.encoded[name] for name in self.method.sources},
+                self.facts.values if self.facts else None,
+            ),
+            batch_sampler=Draws(streams(self.method, self.encoded, args), length),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -198,26 +210,36 @@ class Unlearner(Trainer):
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
-    def _fingerprint(self) -> str:
-        a = self.args
-        digest = hashlib.sha256(repr((self.method, self.accelerator.num_processes)).encode())
-        where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
-        plain: dict[str, Any] = a.to_dict()  # type: ignore[no-untyped-call]
-        settings = {key: value for key, value in plain.items() if key not in where}
-        digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-        for name in sorted(self.encoded):
-            digest.update(repr((name, self.encoded[name])).encode())
-        return digest.hexdigest()[:16]
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         with self.interrupt:
-            return super().train(*args, **kwargs)
+            self._consult_reference(resume_from_checkpoint)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _consult_reference(self, checkpoint: str | None) -> None:
+        """Before the weights move: what objectives must know of the model as it is now, once a run."""
+        if self.facts is None and checkpoint:
+            self.facts = TokenFacts.load(Path(checkpoint), self.encoded)
+        if self.facts is None:
+            means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
+            ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
+            self.facts = compute_facts(self.method, self.encoded, means, ranks)
+        if live_sources(self.method) and self.descent.reference is None:
+            self.descent.reference = LiveReference(self.trained, self.args.precision)
+
+    def delivered(self) -> nn.Module:
+        """The model to save and to measure: with an adapter of this run merged in, if settings say so."""
+        if self.args.lora_rank and self.args.lora_merge:
+            return merge_adapter(self.trained)
+        return self.trained
 
     def release(self) -> None:
         """Free what only training needs (optimizer state, gradients, last good state); the model stays."""
         self.trained.zero_grad()
         self.descent.begin(repair=False, separate=False)
+        self.descent.reference = None
         self.monitor.good = None
         self.optimizer = self.lr_scheduler = None
         self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)
@@ -230,15 +252,13 @@ class Unlearner(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """As the Trainer's, with the label tokens of the step counted per data set (mean over ranks)."""
+        """As the Trainer's, with the tokens or rows of the step counted per objective (mean over ranks)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [
-            sum(int((batch[name]["labels"][:, 1:] != -100).sum()) for batch in batches)
-            for name in self.method.sources
-        ]
+        names = [objective.name for objective in self.method.objectives]
+        counts = [sum(count(o, batch[o.source]) for batch in batches) for o in self.method.objectives]
         # gradients are averaged over ranks: dividing by the mean count makes that a mean over all tokens
         means = self._mean_over_ranks(torch.tensor(counts, dtype=torch.float64))
-        return batches, dict(zip(self.method.sources, means.tolist(), strict=True))
+        return batches, dict(zip(names, means.tolist(), strict=True))
 
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
@@ -309,6 +329,11 @@ class Unlearner(Trainer):
             return rows
         return torch.tensor(gather_object(rows.tolist()), dtype=rows.dtype)
 
+    def _join_lists(self, items: list[Any]) -> list[Any]:
+        """Lists of all ranks, one after the other."""
+        joined: list[Any] = gather_object(items)
+        return joined
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with the numbers of the last step added."""
         if "loss" in logs and self.history:
@@ -322,64 +347,16 @@ class Unlearner(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # first: the Trainer's own part ends by removing older checkpoints
-            self.monitor.save(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.monitor.save(folder)
+            if self.facts is not None:
+                self.facts.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.monitor.load(Path(checkpoint))
-
-
-class _StepEvents(TrainerCallback):
-    """Passes the Trainer's step events on."""
-
-    def __init__(self, unlearner: Unlearner) -> None:
-        self.unlearner = unlearner
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.unlearner.monitor.begin()
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.unlearner.begin_step()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.unlearner.before_optimizer()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.unlearner.after_optimizer()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        monitor = self.unlearner.monitor
-        if monitor.after_step(state.global_step, self.unlearner.rate):
-            control.should_training_stop = True
-            control.should_save = False  # the end is not to be resumed
-        elif self.unlearner.interrupted_anywhere():
-            control.should_save = args.save_strategy != "no"
-            control.should_training_stop = True
-            monitor.interrupted(state.global_step, resumable=control.should_save)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.unlearner.monitor.finish(state.global_step, self.unlearner.rate, args.max_steps)
-
-
-def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply η in every parameter group, now and under the schedule to come."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * factor
-    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
 
 
 def _records(name: str, data: RecordSource) -> Records:

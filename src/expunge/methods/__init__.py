@@ -17,6 +17,7 @@ from expunge.methods.difference import (
     loss_norm,
     ngdiff,
     ngdiff_gen,
+    sugd,
 )
 from expunge.methods.method import Method, guard
 from expunge.methods.multi_objective import blur, mollm, pdu
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mollm": mollm,
     "blur": blur,
     "pdu": pdu,
+    "sugd": sugd,
     "npo": npo,
     "simnpo": simnpo,
     "dpo": dpo,
@@ -74,6 +76,7 @@ __all__ = [
     "rmu",
     "satimp",
     "simnpo",
+    "sugd",
     "undial",
     "wga",
     "whp",

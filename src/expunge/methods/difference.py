@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expunge.methods.method import Method, guard, weighted
 from expunge.objectives import KL, NLL, Ascent
+from expunge.schedules import Chunks
 from expunge.step_sizes import GeN
 from expunge.stopping import RetainBudget
 from expunge.weightings import Constant, LossNormalized, Normalized
@@ -103,6 +104,27 @@ def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
     """
     objectives = (Ascent(NLL("forget")), NLL("retain"))
     return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
+
+
+def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float = 0.5) -> Method:
+    r"""Sequential unlearning: gradient difference on chunks of forget rows joined with cyclic retain rows.
+
+    Minimise $(-\sum_F \ell + \alpha \sum_R \ell) / (\lvert F \rvert + \lvert R \rvert)$ over a chunk's
+    rows. The authors train the last 8 blocks (`train_last=8`) or LoRA (rank 16, alpha 64) at η = 1e-5, one
+    row at a time; here ℓ is a mean over tokens, theirs one over rows.
+
+    Args:
+        chunk: Forget rows in a chunk.
+        ratio: Retain rows per forget row.
+        passes: Passes over a chunk before the next.
+        retain_weight: α, non-negative.
+
+    Reference:
+        Premptis et al. (2025), arXiv 2503.02443 (AILS-NTUA, first of SemEval-2025 task 4).
+    """
+    weights = (1 / (1 + ratio), retain_weight * ratio / (1 + ratio))
+    objectives = (Ascent(NLL("forget")), NLL("retain"))
+    return Method("sugd", objectives, Constant(weights), schedule=Chunks(chunk, ratio, passes))
 
 
 def fine_tune() -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expunge.objectives import Objective
+from expunge.schedules import Chunks
 from expunge.step_sizes import StepSize
 from expunge.stopping import RetainBudget
 from expunge.weightings import Constant, DualAscent, Weighting
@@ -20,6 +21,7 @@ class Method:
         weighting: Weights from the Gramian of the objectives' gradients.
         step_size: A rule that measures η; None leaves η to the Trainer's schedule.
         budget: How much retain loss may be lost, and what happens then; None checks nothing.
+        schedule: An order of rows other than passes over whole data sets.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
@@ -33,6 +35,7 @@ class Method:
     weighting: Weighting
     step_size: StepSize | None = None
     budget: RetainBudget | None = None
+    schedule: Chunks | None = None
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
@@ -43,6 +46,11 @@ class Method:
                 f"`weighting` must have one weight per objective ({len(names)}); "
                 f"got {self.weighting.weights}."
             )
+        if self.schedule and not {"forget", "retain"} <= {*self.sources}:
+            raise ValueError(
+                f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
+                f"its objectives read {self.sources}."
+            )
         if (self.step_size or self.budget) and "retain" not in self.sources:
             raise ValueError(
                 f"method {self.name!r} must read retain records, since its step size or budget measures "
@@ -51,8 +59,9 @@ class Method:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Data sets that the objectives read, in order."""
-        return tuple(dict.fromkeys(objective.source for objective in self.objectives))
+        """Data sets that the objectives read, in order: their own, and those paired with them."""
+        read = [(o.source, o.needs.paired) for o in self.objectives]
+        return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
 
 
 def guard(tolerance: float) -> RetainBudget:

@@ -27,8 +27,8 @@ def mollm(half: bool = False, tolerance: float = 0.5) -> Method:
 def blur(beta: float = 0.1, gamma: float = 1.0, tolerance: float = 0.5) -> Method:
     r"""BLUR-NPO: minimise the retain NLL as far as it leaves NPO alone.
 
-    $d = g_R + (\gamma - \langle g_R, g_F \rangle / \lVert g_F \rVert^2)\, g_F$, with $g_F$ the gradient of NPO.
-    Forgetting is the lower level and has priority: $\langle d, g_F \rangle = \gamma \lVert g_F \rVert^2$.
+    $d = g_R + (\gamma - \langle g_R, g_F \rangle / \lVert g_F \rVert^2)\, g_F$, with $g_F$ that of NPO:
+    forgetting is the lower level and has priority, $\langle d, g_F \rangle = \gamma \lVert g_F \rVert^2$.
 
     Args:
         beta: Inverse temperature of NPO, positive.

@@ -18,11 +18,12 @@ from expunge.objectives.tokens import TokenLogits
 class Replacement(Objective):
     r"""Fine-tuning on generic labels, $-\log p(y'_t)$ per token, $y'_t$ the reference's best other guess.
 
-    In Who's Harry Potter the generic label is the best token of $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced}
-    - v_{ref})$, where the reinforced model is a second one, trained further on the forget set. Here its boost
-    is taken to be large on the target and zero elsewhere, so that no second model is trained or held. That
-    fits the telling tokens only (the anchored terms), whereas of others the generic label is mostly the
-    token itself: use it as `Selected(Replacement(), "entities")`, which leaves the others alone.
+    In Who's Harry Potter the generic label is the best token of
+    $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$, where the reinforced model is a second one,
+    trained further on the forget set. Here its boost is taken to be large on the target and zero
+    elsewhere, so that no second model is trained or held. That fits the telling tokens only (the anchored
+    terms), whereas of others the generic label is mostly the token itself: use it as
+    `Selected(Replacement(), "entities")`, which leaves the others alone.
 
     Args:
         source: The data set that it reads.

@@ -1,0 +1,142 @@
+"""What of a model trains: all of it, its last blocks, or a LoRA or DoRA adapter on top.
+
+Knows a model and settings; `peft` (the extra `lora`) is imported where an adapter is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from expunge.arguments import UnlearningArguments
+from expunge.errors import UsageError
+from expunge.hidden import blocks
+
+ALL_LINEAR = "all-linear"
+
+
+def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
+    """The model, or the model with a new adapter, with what must not train frozen.
+
+    Args:
+        model: A causal language model.
+        args: `lora_rank`, `lora_alpha`, `lora_targets`, `lora_dora`, `train_last`.
+
+    Raises:
+        ValueError: The model already has an adapter, targets match nothing, or there are fewer blocks.
+        UsageError: peft is not installed.
+    """
+    first = _first_trained(model, args.train_last)
+    if args.lora_rank:
+        return _add_adapter(model, args, first)
+    if args.train_last:
+        model.requires_grad_(False)
+        for block in blocks(model)[first:]:
+            block.requires_grad_(True)
+    return model
+
+
+def merge_adapter(model: nn.Module) -> nn.Module:
+    """The plain model with the adapter's change added to its weights.
+
+    Raises:
+        ValueError: The weights are quantised; adding to them would round the change away.
+    """
+    if _quantised(model):
+        raise ValueError("`lora_merge` must be False with 4-bit weights (they cannot hold the change).")
+    with torch.no_grad():
+        return cast(nn.Module, cast(Any, model).merge_and_unload())
+
+
+def four_bit() -> Any:
+    """How to load a model in 4 bits for an adapter to train on (QLoRA).
+
+    Raises:
+        UsageError: bitsandbytes is not installed, or there is no GPU that it runs on.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError("lora_4bit needs the package bitsandbytes: pip install bitsandbytes.")
+    if not torch.cuda.is_available():
+        raise UsageError("lora_4bit needs a CUDA GPU; none is visible. Leave it off: LoRA runs without.")
+    transformers: Any = importlib.import_module("transformers")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _first_trained(model: nn.Module, last: int) -> int:
+    """Index of the first of the `last` blocks; 0 where all train."""
+    if not last:
+        return 0
+    count = len(blocks(model))
+    if last > count:
+        raise ValueError(f"`train_last` must be at most the model's {count} blocks; got {last}.")
+    return count - last
+
+
+def _add_adapter(model: nn.Module, args: UnlearningArguments, first: int) -> nn.Module:
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "`lora_rank` must be 0 for a model that already has an adapter (that one is trained on); "
+            f"got {args.lora_rank}."
+        )
+    targets = _targets(model, args.lora_targets)
+    try:
+        peft: Any = importlib.import_module("peft")
+    except ImportError:
+        raise UsageError("lora_rank needs the package peft: pip install 'expunge[lora]'.") from None
+    config = peft.LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha if args.lora_alpha is not None else 2 * args.lora_rank,
+        target_modules=targets,
+        use_dora=args.lora_dora,
+        layers_to_transform=list(range(first, len(blocks(model)))) if args.train_last else None,
+        task_type="CAUSAL_LM",
+    )
+    if _quantised(model):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    with torch.random.fork_rng():  # the first factor is random: the same run begins with the same one
+        torch.manual_seed(args.seed)
+        adapted: nn.Module = peft.get_peft_model(model, config)
+    return adapted
+
+
+def _targets(model: nn.Module, text: str) -> list[str]:
+    """Names of the modules to adapt, each of which must exist."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == [ALL_LINEAR]:
+        return _linear_names(model)
+    present = _linear_names(model)
+    absent = [name for name in names if name not in present]
+    if absent or not names:
+        near = difflib.get_close_matches(absent[0], present, n=1) if absent else []
+        hint = f"Did you mean {near[0]}?" if near else "Name some of them, comma-separated, or all-linear."
+        raise ValueError(
+            f"`lora_targets` must name modules of the model's blocks ({', '.join(present)}); "
+            f"got {absent[0] if absent else text!r}. {hint}"
+        )
+    return names
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of the matrices inside the blocks."""
+    kinds = ("Linear", "Linear4bit", "Linear8bitLt", "Conv1D")
+    found = [
+        name.rpartition(".")[2]
+        for block in blocks(model)
+        for name, module in block.named_modules()
+        if type(module).__name__ in kinds
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _quantised(model: nn.Module) -> bool:
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))

@@ -1,0 +1,84 @@
+"""Objects from a user's own file: `path/to/file.py:name` or `package.module:name`.
+
+This runs the code of that file, as `python file.py` would. Names come from the command line, from a settings
+file or from Python; never from data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from expunge.errors import UsageError
+
+
+def names_object(text: str) -> bool:
+    """Whether a name points into a file or a module."""
+    return ":" in text
+
+
+def load_object(text: str, what: str, known: Iterable[str] = ()) -> Any:
+    """The object that `file.py:name` or `module:name` names.
+
+    Args:
+        text: The name.
+        what: What it should be, for messages.
+        known: Built-in names, to suggest one.
+
+    Raises:
+        UsageError: There is no such file, module or object, or its code fails.
+    """
+    place, found, name = text.rpartition(":")
+    if not found or not place or not name:
+        near = difflib.get_close_matches(text, list(known), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"{what} must be one of {', '.join(known)}, or FILE.py:NAME or MODULE:NAME of your own; "
+            f"got {text!r}. {hint}".rstrip()
+        )
+    module = _run_file(Path(place).expanduser(), what) if place.endswith(".py") else _import(place, what)
+    if not hasattr(module, name):
+        names = [key for key in vars(module) if not key.startswith("_")]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(names[:8]) or 'nothing'}."
+        raise UsageError(f"{what} {text!r} must name something in {place}; {name!r} is not there. {hint}")
+    return getattr(module, name)
+
+
+def _run_file(path: Path, what: str) -> ModuleType:
+    """The module of a file, run once a process."""
+    if not path.is_file():
+        raise UsageError(f"{what} must name an existing file; there is no {path}. Check the path.")
+    key = f"expunge_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if key in sys.modules:
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[key]
+        raise _failed(str(path), what, error) from error
+    return module
+
+
+def _import(name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _failed(f"module {name}", what, error) from error
+
+
+def _failed(place: str, what: str, error: Exception) -> UsageError:
+    line = " ".join(str(error).split())[:300]
+    return UsageError(f"{what}: {place} must run; it raises {type(error).__name__}: {line}. Mend it.")

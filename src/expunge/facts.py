@@ -1,0 +1,133 @@
+"""What is known of every label token before training: the reference's log-probability, a selector's choice.
+
+Computed once, at the start of the run, in one scored pass shared by the ranks; saved with every checkpoint,
+so that a resumed run neither repeats the pass nor depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from expunge.collate import Encoded
+from expunge.methods import Method
+from expunge.observation import REFERENCE, selection
+from expunge.references import cached_sources
+from expunge.scoring import score
+from expunge.selectors import Responses, select
+
+FACTS_FILE = "expunge_facts.safetensors"
+
+Part = list[npt.NDArray[Any]]
+
+
+@dataclass
+class TokenFacts:
+    """Data set -> key -> one array over the label tokens of each row."""
+
+    values: dict[str, dict[str, Part]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write them beside a checkpoint, whole or not at all; nothing where there are none."""
+        flat = {
+            f"{n}|{key}": np.concatenate(rows)
+            for n, facts in self.values.items()
+            for key, rows in facts.items()
+        }
+        if flat:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(flat, folder / f".{FACTS_FILE}")
+            (folder / f".{FACTS_FILE}").replace(folder / FACTS_FILE)
+
+    @classmethod
+    def load(cls, folder: Path, encoded: Mapping[str, Sequence[Encoded]]) -> TokenFacts | None:
+        """Those of a checkpoint; None where it has none.
+
+        Raises:
+            ValueError: They are of other rows.
+        """
+        if not (folder / FACTS_FILE).is_file():
+            return None
+        values: dict[str, dict[str, Part]] = {}
+        for label, flat in load_file(folder / FACTS_FILE).items():
+            name, _, key = label.partition("|")
+            ends = np.cumsum([0, *(len(row.labels) for row in encoded.get(name, ()))])
+            if ends[-1] != len(flat):
+                raise ValueError(
+                    "`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
+                    f"{folder} knows {len(flat)} tokens of {name!r}, this run has {ends[-1]}."
+                )
+            values.setdefault(name, {})[key] = np.split(flat, ends[1:-1])
+        return cls(values)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How ranks share the rows: which one this is, of how many, and how lists of all are joined in order."""
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[list[Any]], list[Any]] = lambda found: found
+
+
+def needs_facts(method: Method) -> bool:
+    """Whether an objective reads what is computed here."""
+    return bool(cached_sources(method)) or any(o.needs.selector for o in method.objectives)
+
+
+def compute_facts(
+    method: Method, encoded: Mapping[str, Sequence[Encoded]], means: Responses, ranks: Ranks
+) -> TokenFacts:
+    """What the objectives of a method ask to know of their tokens.
+
+    Args:
+        method: Its objectives say what they need.
+        encoded: Data set -> rows.
+        means: Model and tokenizer at the start of the run; its own rows are not read.
+        ranks: Every rank computes its share of the rows.
+    """
+    facts = TokenFacts()
+    for name in cached_sources(method):
+        _enter(facts, name, REFERENCE, encoded[name], lambda rows: _log_probs(rows, means), ranks)
+    for objective in method.objectives:
+        name, rule = objective.source, objective.needs.selector
+        if rule is not None:
+            _enter(facts, name, selection(rule), encoded[name], _chooser(rule, means), ranks)
+    return facts
+
+
+def _enter(
+    facts: TokenFacts,
+    name: str,
+    key: str,
+    rows: Sequence[Encoded],
+    rule: Callable[[Sequence[Encoded]], Part],
+    ranks: Ranks,
+) -> None:
+    """Let every rank treat a contiguous share of the rows, and join the shares."""
+    if key in facts.values.get(name, {}):
+        return
+    mine = np.array_split(np.arange(len(rows)), ranks.count)[ranks.index]
+    found = rule([rows[i] for i in mine]) if len(mine) else []
+    facts.values.setdefault(name, {})[key] = list(ranks.gather(found))
+
+
+def _log_probs(rows: Sequence[Encoded], means: Responses) -> Part:
+    wide = any(str(p.dtype) == "torch.float64" for p in means.model.parameters())
+    scores = score(means.model, rows, pad_id=means.pad_id, precision=means.precision)
+    return [s.log_probs if wide else s.log_probs.astype(np.float32) for s in scores]
+
+
+def _chooser(rule: str, means: Responses) -> Callable[[Sequence[Encoded]], Part]:
+    def choose(rows: Sequence[Encoded]) -> Part:
+        return list(
+            select(rule, Responses(rows, means.tokenizer, means.model, means.pad_id, means.precision))
+        )
+
+    return choose

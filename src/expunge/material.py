@@ -1,0 +1,152 @@
+"""What a run is made of, settled before it begins: which data sets, in which order, under which name.
+
+Checks that model and settings can give what the objectives of a method need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import nn
+
+from expunge.arguments import UnlearningArguments
+from expunge.batching import Rows, RowStream
+from expunge.collate import Encoded
+from expunge.derived import RULES, Derived, Means, derive, is_derived
+from expunge.facts import needs_facts
+from expunge.hidden import blocks, resolve_layers
+from expunge.methods import Method
+from expunge.models import weights_hash
+from expunge.records import Records
+from expunge.references import adapter_is_idle, live_sources
+from expunge.schedules import ChunkPlan
+from expunge.selectors import find_selector
+from expunge.self_retain import write_retain
+
+
+def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments) -> list[str]:
+    """Data sets that a method reads, that are not given, and that nothing here can make."""
+    makes_retain = args.self_retain > 0 and "forget" in names
+    return [
+        name for name in base_sources(method) if name not in names and not (name == "retain" and makes_retain)
+    ]
+
+
+def base_sources(method: Method) -> list[str]:
+    """Data sets that must be given: those that a method reads, forget in place of sets derived from it."""
+    return list(dict.fromkeys("forget" if is_derived(name) else name for name in method.sources))
+
+
+def complete(
+    given: Mapping[str, Records], method: Method, args: UnlearningArguments, means: Means
+) -> dict[str, Derived]:
+    """The data sets that a method reads beyond the given ones, made now; the same on all ranks.
+
+    Args:
+        given: Data set -> records.
+        method: Says what it reads.
+        args: Settings.
+        means: What they are made with: the model as it is.
+
+    Raises:
+        ValueError: A data set is missing, or a derived one does not fit the forget set.
+        UsageError: A data set could not be made.
+    """
+    if lacking := missing(method, given, args):
+        raise ValueError(
+            f"method {method.name!r} reads {method.sources}; missing: `{lacking[0]}_dataset`. "
+            "Give it, or choose a method that does not read it."
+        )
+    for name in {*given} & {*RULES}:
+        if len(given[name]) != len(given["forget"]):
+            raise ValueError(
+                f"`derived_datasets[{name!r}]` must have one row per forget row ({len(given['forget'])}); "
+                f"got {len(given[name])}."
+            )
+    return {name: _make(name, given["forget"], args, means) for name in method.sources if name not in given}
+
+
+def _make(name: str, forget: Records, args: UnlearningArguments, means: Means) -> Derived:
+    if next(means.model.parameters()).device.type != args.device.type:
+        means.model.to(args.device)
+    made = write_retain(forget, args.self_retain, means) if name == "retain" else derive(name, forget, means)
+    return broadcast_object_list([made])[0] if PartialState().num_processes > 1 else made
+
+
+def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -> None:
+    """Refuse, before anything is computed, what an objective needs and the run cannot give.
+
+    Raises:
+        ValueError: A layer that the model lacks; a pair that is not derived; a live reference under FSDP.
+        UsageError: A selector that does not exist.
+    """
+    for objective in method.objectives:
+        needs = objective.needs
+        if needs.layers:
+            resolve_layers(needs.layers, len(blocks(model)))
+        if needs.selector is not None:
+            find_selector(needs.selector)
+        if needs.paired is not None and not is_derived(needs.paired):
+            raise ValueError(
+                f"objective {objective.name!r} must be paired with a derived data set "
+                f"({', '.join(RULES)}); got {needs.paired!r}."
+            )
+        if needs.paired is not None and not (objective.source == "forget" or is_derived(objective.source)):
+            raise ValueError(
+                f"objective {objective.name!r} must read the forget set to be paired; it reads "
+                f"{objective.source!r}."
+            )
+    if live_sources(method) and _sharded(args) and not adapter_is_idle(model):
+        raise ValueError(
+            f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
+            "cannot give beside its own. Train an adapter (lora_rank), or use DDP."
+        )
+
+
+def _sharded(args: UnlearningArguments) -> bool:
+    state = args.distributed_state
+    return state is not None and state.distributed_type == DistributedType.FSDP
+
+
+def streams(
+    method: Method, encoded: Mapping[str, Sequence[Encoded]], args: UnlearningArguments
+) -> dict[str, RowStream | Rows]:
+    """The batches of every data set that a method reads; paired sets are drawn together."""
+    size = args.per_device_train_batch_size
+    if method.schedule is not None:
+        plan = ChunkPlan(method.schedule, len(encoded["forget"]), len(encoded["retain"]), size, args.seed)
+        return {name: plan.retain if name == "retain" else plan.forget for name in method.sources}
+    groups: dict[str, list[str]] = {}
+    for name in method.sources:
+        groups.setdefault("forget" if is_derived(name) else name, []).append(name)
+    found: dict[str, RowStream | Rows] = {}
+    for members in groups.values():
+        columns = [[len(row.input_ids) for row in encoded[name]] for name in members]
+        lengths = [sum(row) for row in zip(*columns, strict=True)]
+        stream = RowStream(lengths, size, (args.seed, method.sources.index(members[0])))
+        found |= dict.fromkeys(members, stream)
+    return found
+
+
+def fingerprint(
+    args: UnlearningArguments,
+    method: Method,
+    encoded: Mapping[str, Sequence[Encoded]],
+    processes: int,
+    model: nn.Module,
+) -> str:
+    """Identifies data, method, settings and, where a reference is taken from it, the model at the start."""
+    digest = hashlib.sha256(repr((method, processes)).encode())
+    where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
+    plain: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
+    settings = {key: value for key, value in plain.items() if key not in where}
+    digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    for name in sorted(encoded):
+        digest.update(repr((name, encoded[name])).encode())
+    if needs_facts(method) or live_sources(method):
+        digest.update(weights_hash(model).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,118 @@
+"""What objectives see of a micro-batch: one forward pass, divided among the data sets that took part.
+
+Knows a model and batches; knows no gradient, no weight and no Trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from expunge.batching import concatenate
+from expunge.hidden import residual_stream
+from expunge.logits import label_positions, select_logits
+from expunge.objectives import Objective, Reference, TokenLogits
+
+Batch = Mapping[str, Tensor]
+
+REFERENCE = "reference"
+"""Key of the reference's log-probabilities of the labels in a batch; aligned with `labels`."""
+
+
+def selection(name: str) -> str:
+    """Key of a selector's choice in a batch, aligned with `labels`."""
+    return f"selected/{name}"
+
+
+def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:
+    """One forward pass over one batch; logits at label positions only."""
+    return observe(model, {"": batch})[""]
+
+
+def observe(
+    model: nn.Module,
+    batches: Mapping[str, Batch],
+    pad_id: int = 0,
+    layers: tuple[int, ...] = (),
+    references: Mapping[str, Reference] | None = None,
+) -> dict[str, TokenLogits]:
+    """One forward pass over several batches at once.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        batches: Data set -> batch.
+        pad_id: For joining batches of different width.
+        layers: Blocks after which the residual stream is wanted as well.
+        references: Data set -> what the reference model says; where absent, what the batch carries of it.
+    """
+    joined = next(iter(batches.values())) if len(batches) == 1 else concatenate([*batches.values()], pad_id)
+    places = label_positions(joined["labels"])
+    with residual_stream(model, layers, places) as hidden:
+        logits = select_logits(model, joined["input_ids"], joined["attention_mask"], places)
+    mine = [label_positions(batch["labels"]) for batch in batches.values()]
+    sizes = [int(positions.sum()) for positions in mine]
+    streams = {layer: stream.split(sizes) for layer, stream in hidden.items()}
+    return {
+        name: TokenLogits(
+            logits=part,
+            targets=at_labels(batch["labels"], positions),
+            rows=positions.nonzero()[:, 0],
+            hidden={layer: stream[i] for layer, stream in streams.items()},
+            reference=(references or {}).get(name) or _carried(batch, positions),
+        )
+        for i, ((name, batch), positions, part) in enumerate(
+            zip(batches.items(), mine, logits.split(sizes), strict=True)
+        )
+    }
+
+
+def view(objective: Objective, seen: Mapping[str, TokenLogits], batches: Mapping[str, Batch]) -> TokenLogits:
+    """What one objective sees: its own data set, its pairs, its selected tokens.
+
+    Args:
+        objective: The one that looks.
+        seen: Data set -> observation.
+        batches: The same data sets' batches, which carry the selectors' choices.
+    """
+    tokens, needs = seen[objective.source], objective.needs
+    if needs.selector is not None:
+        batch = batches[objective.source]
+        chosen = at_labels(batch[selection(needs.selector)], label_positions(batch["labels"]))
+        tokens = replace(tokens, selected=chosen)
+    return tokens if needs.paired is None else replace(tokens, paired=seen[needs.paired])
+
+
+def total(objective: Objective, tokens: TokenLogits) -> Tensor:
+    """Sum of an objective's values over the tokens (or rows) that count."""
+    values = objective(tokens)
+    if objective.unit == "token" and tokens.selected is not None and len(values) == len(tokens.targets):
+        values = values[tokens.selected]
+    return values.sum()
+
+
+def count(objective: Objective, batch: Batch) -> int:
+    """How many values an objective is a mean over, in one batch: rows, label tokens, or selected ones."""
+    labelled = batch["labels"][:, 1:] != -100
+    if objective.unit == "row":
+        return int(labelled.any(1).sum())
+    if objective.needs.selector is not None:
+        labelled = labelled & batch[selection(objective.needs.selector)][:, 1:]
+    return int(labelled.sum())
+
+
+def sources_of(objective: Objective) -> tuple[str, ...]:
+    """Data sets that an objective reads: its own, and the one paired with it."""
+    paired = objective.needs.paired
+    return (objective.source,) if paired is None else (objective.source, paired)
+
+
+def at_labels(values: Tensor, positions: Bool[Tensor, "b t"]) -> Tensor:
+    """Entries of a tensor that is aligned with `labels`, in the order of the logits, [k]."""
+    return values[:, 1:][positions[:, :-1]]
+
+
+def _carried(batch: Batch, positions: Bool[Tensor, "b t"]) -> Reference | None:
+    return Reference(at_labels(batch[REFERENCE], positions)) if REFERENCE in batch else None
