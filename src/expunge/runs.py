@@ -80,6 +80,7 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     derived: dict[str, Records] = field(default_factory=dict)
+    _fresh: list[Derived] = field(default_factory=list)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -114,7 +115,7 @@ class Run:
     def derive(self, recipe: Method, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make the data sets that a method reads and nobody gave; a resumed run takes those it made before.
 
-        They are kept beside the checkpoints, so that both end together.
+        They are kept beside the checkpoints once all input is accepted, so that both end together.
 
         Raises:
             UsageError: A data set could not be made.
@@ -128,8 +129,7 @@ class Run:
         with self.timed("derive"):
             given = self.sets | {name: found.records for name, found in known.items()}
             fresh = complete(given, recipe, args, means)
-        for found in fresh.values() if store else ():
-            found.write(store)
+        self._fresh = list(fresh.values())
         for name, found in (known | fresh).items():
             (self.sets if name == "retain" else self.derived)[name] = found.records
             self.notes += found.notes
@@ -138,6 +138,10 @@ class Run:
         """All input has been accepted: an earlier run that is to be replaced may go."""
         if self.folder and self.options.overwrite and not self.options.claimed:
             output.clear(self.folder)
+        if self.folder:
+            for found in self._fresh:
+                found.write(self.folder / output.CHECKPOINTS / "derived")
+        self._fresh = []
 
     def unfinished(self) -> RunRecord | None:
         """With `resume`: the record of a run whose training ended but whose evaluation did not.

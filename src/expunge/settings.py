@@ -29,8 +29,8 @@ RESERVED = {"output_dir": "--output", "kind": "the verb", "claimed": "--output",
 def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """A recipe by name with its arguments taken from `settings`, and the settings left over.
 
-    A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a function
-    that returns one. The code of that file runs.
+    A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a
+    function that returns one. The code of that file runs.
 
     Raises:
         UsageError: No recipe has that name, or it refuses an argument.
