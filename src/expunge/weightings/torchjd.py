@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torchjd import aggregation
 from torchjd.aggregation import Weighting as TorchJDWeighting
 
+from expunge.errors import UsageError
 from expunge.weightings.contract import check_state
 
 
-@dataclass
+@dataclass(repr=False)
 class TorchJD:
     """A Gramian weighting of TorchJD, as it stands.
 
@@ -56,6 +57,10 @@ class TorchJD:
             weights = weighting(gramian.double()).double()
         self._calls += 1
         return weights
+
+    def __repr__(self) -> str:
+        """With all settings: the record of a run, and the identity of a checkpoint, rest on it."""
+        return f"TorchJD({_described(self.weighting)}, seed={self.seed})"
 
     def reset(self) -> None:
         self.weighting = deepcopy(self._fresh)
@@ -117,9 +122,12 @@ class NashMTL:
     needs_gramian = True
 
     def __post_init__(self) -> None:
-        self._build(2)  # refuses bad arguments and missing dependencies at once
+        with _optional_dependencies():
+            self._build(2)  # refuses bad arguments at once
 
     def __call__(self, gramian: Float[Tensor, "m m"], losses: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        if len(gramian) == 1:  # nobody to bargain with, and more than the solver can state
+            return self._alone(gramian.double()[0])
         if self._solver is None:
             self._solver = self._build(len(gramian))
         same = len(gramian) == self._solver.n_tasks
@@ -127,6 +135,11 @@ class NashMTL:
         values, vectors = torch.linalg.eigh(gramian.double())
         weights: Tensor = solver(vectors * values.clamp(min=0).sqrt())
         return weights.double()
+
+    def _alone(self, square: Float[Tensor, " 1"]) -> Float[Tensor, " 1"]:
+        """Weight 1, less where that exceeds the largest norm."""
+        norm = square.clamp(min=0).sqrt()
+        return torch.where((norm > self.max_norm) & (self.max_norm > 0), self.max_norm / norm, 1.0)
 
     def _build(self, count: int) -> Any:
         aggregator = aggregation.NashMTL(
@@ -160,6 +173,14 @@ class NashMTL:
         self._solver.prvs_alpha, self._solver.step = answer.numpy(), state["calls"]
 
 
+def _described(weighting: nn.Module) -> str:
+    """Name and settings, of wrapped weightings too; TorchJD's own text leaves some settings out."""
+    kind = type(weighting)
+    settings = [f"{n}={getattr(weighting, n)!r}" for n, v in vars(kind).items() if isinstance(v, property)]
+    inner = [_described(child) for child in weighting.children() if isinstance(child, TorchJDWeighting)]
+    return f"{kind.__name__}({', '.join(inner + settings)})"
+
+
 @contextmanager
 def _random_numbers(seed: int) -> Iterator[None]:
     """CPU random numbers of their own; those of the run continue afterwards as if nothing had happened."""
@@ -171,17 +192,27 @@ def _random_numbers(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
+@contextmanager
+def _optional_dependencies() -> Iterator[None]:
+    """Some weightings need a solver that TorchJD leaves to its extras: the user's environment to mend."""
+    try:
+        yield
+    except ImportError as missing:
+        raise UsageError(str(missing)) from missing
+
+
 def _constructor(kind: str, line: str, **defaults: Any) -> Callable[..., TorchJD]:
     def construct(*, seed: int = 0, **settings: Any) -> TorchJD:
-        return TorchJD(getattr(aggregation, kind)(**(defaults | settings)), seed)
+        with _optional_dependencies():
+            return TorchJD(getattr(aggregation, kind)(**(defaults | settings)), seed)
 
     construct.__name__, construct.__doc__ = kind, f"{line} (TorchJD's `{kind}`; same settings)."
     return construct
 
 
 def _cr_mogm(weighting: TorchJDWeighting[Any] | None = None, **settings: Any) -> TorchJD:
-    """Another weighting of TorchJD (UPGrad by default), smoothed over steps (`CRMOGMWeighting`)."""
-    inner = weighting if weighting is not None else aggregation.UPGradWeighting()
+    """Another weighting of TorchJD (MGDA by default), smoothed over steps (TorchJD's `CRMOGMWeighting`)."""
+    inner = weighting if weighting is not None else aggregation.MGDAWeighting()
     return TorchJD(aggregation.CRMOGMWeighting(inner, **settings))
 
 
@@ -220,4 +251,6 @@ TORCHJD: dict[str, Callable[..., TorchJD | NashMTL]] = {
 Left out: `MoDoWeighting` and `SDMGradWeighting` (they want the product of the Jacobians of two independent
 batches, and lose their guarantee on a Gramian), `ExcessMTLWeighting` (squares of single coordinates),
 ConFIG, GradDrop and TrimmedMean (no weighting, the whole Jacobian). TorchJD's constant one is `Constant`.
+With TorchJD 0.18 `upgrad` and `dualproj` need `torchjd[quadprog_projector]`, `cagrad` needs
+`torchjd[cagrad]`, `nash-mtl` needs `torchjd[nash_mtl]`; without them the constructor says so.
 """
