@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 
 import pytest
+import torch
 
+import conftest
 import toy
 from expunge import methods
+from expunge.arguments import UnlearningArguments
 from expunge.methods import METHODS, Method
 from expunge.objectives import NLL, Ascent
+from expunge.unlearner import Unlearner
 from expunge.weightings import Constant, DualAscent
 
 
@@ -25,7 +30,9 @@ def test_every_recipe_bears_its_name_its_equation_and_its_source(name):
     assert recipe().name == name == recipe.__name__.replace("_", "-")
     assert getattr(methods, recipe.__name__) is recipe
     text = inspect.getdoc(recipe)
-    assert text.splitlines()[0].endswith(".")
+    first = text.splitlines()[0]
+    assert first.endswith(".")
+    assert "\\" not in first  # `expunge list methods` prints it
     assert re.search(r"arXiv \d{4}\.\d{5}", text)
     body = inspect.getsource(recipe).rsplit('"""', 1)[1]
     assert len(body.strip().splitlines()) <= 8  # a recipe reads like its equation
@@ -96,3 +103,32 @@ def test_a_pair_is_a_source_too(name):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+STEPPED = ("kl-min", "mollm", "blur", "pdu", "npo", "alt-po", "idk-sft", "undial", "rmu", "whp")
+"""Recipes that together ask for everything that the engine can give."""
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_recipes_take_a_step_through_the_engine(name, tmp_path, model, tokenizer):
+    """References, pairs, selectors and hidden states as each asks for them; one step, finite losses."""
+    arguments = UnlearningArguments(
+        output_dir=str(tmp_path),
+        bf16=False,
+        use_cpu=True,
+        template="none",
+        max_steps=1,
+        save_strategy="no",
+        report_to=[],
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+    )
+    method = methods.rmu(layer=1) if name == "rmu" else METHODS[name]()
+    data = {"forget_dataset": conftest.rows()[:4], "retain_dataset": conftest.rows()[4:12]}
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    run = Unlearner(model, arguments, method, tokenizer, **data)
+    run.train()
+    (step,) = run.history
+    assert set(step.losses) == {objective.name for objective in method.objectives}
+    assert all(math.isfinite(loss) for loss in step.losses.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -171,6 +171,16 @@ def test_uce_is_exact_where_p_rounds_to_one():
     assert float(UCE()(t)) == pytest.approx(100 - math.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("objective", [o for o, _ in TOKEN_FORMS] + [NPO(), SimNPO()], ids=lambda o: o.name)
+@pytest.mark.parametrize("margin", [100.0, -100.0])
+def test_values_and_gradients_are_finite_where_p_rounds_to_one_or_zero(objective, margin):
+    logits = torch.tensor([[margin, 0.0, -1.0]], requires_grad=True)
+    values = objective(batch(logits, torch.tensor([[3.0, 0.0, -1.0]]), [0], [0]))
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
 def test_ceu_leaves_the_first_tokens_of_every_row_alone():
     values = CEU(skip=1)(tokens())
     whole = CEU(skip=0)(tokens())

@@ -23,7 +23,9 @@ def grad_ascent() -> Method:
 
 
 def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""Gradient difference: minimise $-L_F + \alpha L_R$ with constant weights.
+    r"""Gradient difference: ascent on forget and descent on retain, with constant weights.
+
+    Minimise $-L_F + \alpha L_R$.
 
     Args:
         retain_weight: α, non-negative.
@@ -38,7 +40,9 @@ def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
 
 
 def kl_min(retain_weight: float = 1.0, reverse: bool = False, tolerance: float = 0.5) -> Method:
-    r"""KL minimisation: minimise $-L_F + \alpha\, KL(p_{ref} \,\|\, p)$ on retain.
+    r"""KL minimisation: ascent on forget, divergence from the reference on retain.
+
+    Minimise $-L_F + \alpha\, KL(p_{ref} \,\|\, p)$.
 
     The divergence is over response tokens of retain records; published code averages it over prompt
     and padding too.
@@ -55,7 +59,9 @@ def kl_min(retain_weight: float = 1.0, reverse: bool = False, tolerance: float =
 
 
 def loss_norm(tolerance: float = 0.5) -> Method:
-    r"""Loss-normalised difference: minimise $-L_F / |L_F| + L_R / |L_R|$, the denominators held fixed.
+    r"""Loss-normalised difference: ascent on forget and descent on retain, each divided by its loss.
+
+    Minimise $-L_F / |L_F| + L_R / |L_R|$, the denominators held fixed.
 
     The baseline that NGDiff's paper sets against normalising gradients.
 

@@ -8,10 +8,12 @@ from expunge.weightings import BiLevel, DualAscent, DualSpaceMGDA
 
 
 def mollm(half: bool = False, tolerance: float = 0.5) -> Method:
-    r"""MOLLM: minimise $(-\log(1 - p),\; KL(p_{ref} \,\|\, p),\; L_R)$ along a common descent direction.
+    r"""MOLLM: unlearning cross-entropy, divergence and NLL along a direction that descends all three.
 
-    Unlearning cross-entropy on forget, divergence and NLL on retain, combined by MGDA in the dual
-    space: $\langle d, g_i \rangle \ge 0$ for all three.
+    Minimise $(-\log(1 - p),\; KL(p_{ref} \,\|\, p),\; L_R)$.
+
+    The first on forget, the others on retain, combined by MGDA in the dual space:
+    $\langle d, g_i \rangle \ge 0$ for all three.
 
     Args:
         half: Unlearning cross-entropy as in the authors' code, $-\log(1 - p/2)$.
@@ -49,9 +51,11 @@ def pdu(
     warmup: int = 0,
     tolerance: float = 0.5,
 ) -> Method:
-    r"""PDU: minimise $(\max_v z_v - \bar z)^2$ on forget subject to $L_R \le \varepsilon$, by dual ascent.
+    r"""PDU: flat logits on forget under a bound on the retain loss, by dual ascent.
 
-    Flat logits on the forget set; the weight of the retain NLL is its dual variable,
+    Minimise $(\max_v z_v - \bar z)^2$ on forget subject to $L_R \le \varepsilon$.
+
+    The weight of the retain NLL is its dual variable,
     $\lambda \leftarrow \max(0, \lambda + \rho (L_R - \varepsilon))$ once per optimizer step. Defaults are
     the authors' for TOFU. Choose ε somewhat above the retain loss before unlearning.
 

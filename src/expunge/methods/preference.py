@@ -7,7 +7,9 @@ from expunge.objectives import DPO, NLL, NPO, SimNPO
 
 
 def idk_sft(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""IDK fine-tuning: minimise $L_{IDK} + \alpha L_R$, learning to refuse what is to be forgotten.
+    r"""IDK fine-tuning: learn to refuse what is to be forgotten.
+
+    Minimise $L_{IDK} + \alpha L_R$.
 
     $L_{IDK}$ is the NLL of refusals after the forget prompts (data set `idk`). TOFU calls it
     preference optimisation.
@@ -23,7 +25,9 @@ def idk_sft(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
 
 
 def dpo(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""IDK preference: minimise $-\frac{2}{\beta} \log\sigma(\beta (r(y_{IDK}) - r(y))) + \alpha L_R$.
+    r"""IDK preference: refusals preferred over the responses to be forgotten.
+
+    Minimise $-\frac{2}{\beta} \log\sigma(\beta (r(y_{IDK}) - r(y))) + \alpha L_R$.
 
     $r(y) = \log\pi(y|x) - \log\pi_{ref}(y|x)$; $y_{IDK}$ is a refusal to the same prompt (data set `idk`).
 
@@ -39,7 +43,9 @@ def dpo(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5) -
 
 
 def alt_po(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""AltPO: minimise $-\frac{2}{\beta} \log\sigma(\beta (r(y_{alt}) - r(y))) + \alpha L_R$.
+    r"""AltPO: other answers, made up by the model, preferred over those to be forgotten.
+
+    Minimise $-\frac{2}{\beta} \log\sigma(\beta (r(y_{alt}) - r(y))) + \alpha L_R$.
 
     $r(y) = \log\pi(y|x) - \log\pi_{ref}(y|x)$; $y_{alt}$ is another plausible answer to the same prompt,
     made up by the model itself (data set `alternate`): forgetting without refusing.
@@ -56,7 +62,9 @@ def alt_po(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5
 
 
 def npo(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""Negative preference: minimise $-\frac{2}{\beta} \log\sigma(-\beta\, r(y)) + \alpha L_R$.
+    r"""Negative preference: forget responses made less likely than under the reference.
+
+    Minimise $-\frac{2}{\beta} \log\sigma(-\beta\, r(y)) + \alpha L_R$.
 
     $r(y) = \log\pi(y|x) - \log\pi_{ref}(y|x)$. This is NPO+RT, with the retain NLL: the strongest of
     the paper's three variants (alone, with KL, with NLL).
@@ -75,7 +83,9 @@ def npo(beta: float = 0.1, retain_weight: float = 1.0, tolerance: float = 0.5) -
 def simnpo(
     beta: float = 2.5, gamma: float = 0.0, forget_weight: float = 0.1375, tolerance: float = 0.5
 ) -> Method:
-    r"""Simple NPO: minimise $-\lambda \frac{2}{\beta} \log\sigma(-\beta \log\pi(y|x)/|y| - \gamma) + L_R$.
+    r"""Simple NPO: negative preference without a reference, normalised by length.
+
+    Minimise $-\lambda \frac{2}{\beta} \log\sigma(-\beta \log\pi(y|x)/|y| - \gamma) + L_R$.
 
     No reference model. Defaults as in the authors' repository for TOFU forget05; for forget10 they
     take β = 4.5 and λ = 0.125.

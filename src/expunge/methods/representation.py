@@ -13,7 +13,9 @@ def rmu(
     seed: int = 0,
     tolerance: float = 0.5,
 ) -> Method:
-    r"""RMU: minimise $\lVert h_F - c\,u \rVert^2/d + \alpha \lVert h_R - h^{ref}_R \rVert^2/d$ at one layer.
+    r"""RMU: forget activations steered to a random direction, retain activations held.
+
+    Minimise $\lVert h_F - c\,u \rVert^2/d + \alpha \lVert h_R - h^{ref}_R \rVert^2/d$ at one layer.
 
     The stream of forget responses is steered to a fixed random direction u, that of retain responses is
     held. Defaults are the paper's for Zephyr-7B, whose layer 7 is counted from 0: 8 blocks. There the

@@ -10,7 +10,9 @@ from expunge.weightings import Constant
 def wga(
     beta: float = 1.0, forget_weight: float = 1.0, retain_weight: float = 1.0, tolerance: float = 0.5
 ) -> Method:
-    r"""Weighted gradient ascent: minimise $\gamma\, p^\beta \log p + \alpha L_R$, $p^\beta$ held fixed.
+    r"""Weighted gradient ascent: tokens count by how well they are still known.
+
+    Minimise $\gamma\, p^\beta \log p + \alpha L_R$, the weight $p^\beta$ held fixed.
 
     Args:
         beta: Exponent β of the weight, non-negative; 0 is gradient difference.
@@ -31,7 +33,9 @@ def satimp(
     retain_weight: float = 1.0,
     tolerance: float = 0.5,
 ) -> Method:
-    r"""SatImp: minimise $\gamma\, p^{\beta_1} (1 - p)^{\beta_2} \log p + \alpha L_R$, the weights held fixed.
+    r"""SatImp: ascent that leaves forgotten tokens alone, and those that are certain.
+
+    Minimise $\gamma\, p^{\beta_1} (1 - p)^{\beta_2} \log p + \alpha L_R$, the weights held fixed.
 
     Args:
         saturation: β₁, non-negative.
@@ -48,7 +52,9 @@ def satimp(
 
 
 def ihl(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""Inverted hinge: minimise $1 + p(y) - \max_{v \ne y} p(v) + \alpha L_R$.
+    r"""Inverted hinge: the forget token below the next best one.
+
+    Minimise $1 + p(y) - \max_{v \ne y} p(v) + \alpha L_R$.
 
     The objective of LoKU; its Fisher-weighted start of the LoRA adapter is a matter of the adapter,
     not of the objective, and is not part of this recipe.
@@ -66,7 +72,9 @@ def ihl(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
 def me(
     forget_weight: float = 0.1, from_uniform: bool = False, retain_weight: float = 1.0, tolerance: float = 0.5
 ) -> Method:
-    r"""Maximum entropy: minimise $\gamma\, KL(p \,\|\, U) + \alpha L_R$, U being uniform (ME+GD).
+    r"""Maximum entropy: uniform predictions on forget responses.
+
+    Minimise $\gamma\, KL(p \,\|\, U) + \alpha L_R$ with U the uniform distribution: ME+GD.
 
     Args:
         forget_weight: γ, non-negative.
@@ -82,10 +90,12 @@ def me(
 
 
 def undial(gamma: float = 10.0) -> Method:
-    r"""UNDIAL: minimise $H(\mathrm{softmax}(z_{ref} - \gamma e_y),\, p)$ on the forget set.
+    r"""UNDIAL: distillation from the reference with the forget token's logit lowered.
 
-    Distillation from the reference with the target's logit lowered. The aim is fixed, so nothing
-    diverges; as in the paper there is no retain term, and retain records are not read.
+    Minimise $H(\mathrm{softmax}(z_{ref} - \gamma e_y),\, p)$ on the forget set.
+
+    The aim is fixed, so nothing diverges; as in the paper there is no retain term, and retain records
+    are not read.
 
     Args:
         gamma: Strength γ in logits, positive; 3 to 30 in the authors' search.
@@ -97,7 +107,9 @@ def undial(gamma: float = 10.0) -> Method:
 
 
 def ce_u(skip: int = 1) -> Method:
-    r"""CE-U: minimise $H(q, p)$ on the forget set, q being p without the target and without gradient.
+    r"""CE-U: distillation from the model itself without the forget token.
+
+    Minimise $H(q, p)$ on the forget set, q being p without the target and without gradient.
 
     As in the paper there is neither a reference nor a retain term, and retain records are not read.
 
@@ -111,7 +123,9 @@ def ce_u(skip: int = 1) -> Method:
 
 
 def whp(selector: str = "entities") -> Method:
-    r"""Who's Harry Potter: minimise $-\log p(y')$, y' being generic, on the telling tokens of the forget set.
+    r"""Who's Harry Potter: generic tokens in the place of telling ones.
+
+    Minimise $-\log p(y')$ on the telling tokens of the forget set.
 
     y' is the reference's best guess other than the token itself. The published method finds the generic
     token with a second model, trained further on the forget set, and trains on all tokens; see

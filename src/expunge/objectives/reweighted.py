@@ -74,5 +74,6 @@ class SatImp(Objective):
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
         log_probs = tokens.target_log_probs
         fixed = log_probs.detach()
-        weight = (self.saturation * fixed).exp() * (-torch.expm1(fixed)) ** self.importance
+        unknown = (-torch.expm1(fixed)).clamp(min=0)  # 1 − p, which rounding may take below zero
+        weight = (self.saturation * fixed).exp() * unknown**self.importance
         return weight * log_probs
