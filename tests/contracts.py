@@ -1,18 +1,24 @@
 """Laws shared by all implementations, as named assertions over sampled matrices.
 
 Adding a weighting or a step size to the suite is adding a line to the list of its test module.
+Directions are checked on the explicit vectors, to a slack of 1e-11 of the lengths that are added up:
+the rounding of the sum itself, times what the condition of the matrix lets through.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from expunge.step_sizes import Line, StepSize
-from expunge.weightings import Weighting
+from expunge.step_sizes import Line, StepSize, WithinBudget
+from expunge.weightings import Stateful, Weighting
+
+SLACK = 1e-11
 
 
 def jacobian(seed: int, m: int, n: int, rank: int, scale: float) -> Tensor:
@@ -25,57 +31,123 @@ def jacobian(seed: int, m: int, n: int, rank: int, scale: float) -> Tensor:
 
 
 @st.composite
-def jacobians(draw: st.DrawFn, rows: st.SearchStrategy[int] | None = None) -> Tensor:
-    """Jacobians over m, rank and scale."""
+def jacobians(
+    draw: st.DrawFn, rows: st.SearchStrategy[int] | None = None, *, full_rank: bool = False, decades: int = 8
+) -> Tensor:
+    """Jacobians over m, rank (0: all gradients vanish) and scale; some with two equal or opposite rows."""
     m = draw(rows if rows is not None else st.integers(1, 5))
-    rank = draw(st.integers(1, m))
-    scale = 10.0 ** draw(st.integers(-6, 6))
-    return jacobian(draw(st.integers(0, 2**16)), m, 12, rank, scale)
+    rank = m if full_rank else draw(st.integers(0, m))
+    scale = 10.0 ** draw(st.integers(-decades, decades))
+    out = jacobian(draw(st.integers(0, 2**16)), m, 12, rank, scale)
+    if m > 1 and not full_rank:
+        out[1] = draw(st.sampled_from([out[1], out[0], -out[0], 0 * out[0]]))
+    return out
+
+
+def losses_of(gradients: Tensor) -> Tensor:
+    """Some loss values, of either sign, none of them zero."""
+    signs = torch.tensor([(-1.0) ** (i + 1) for i in range(len(gradients))], dtype=torch.float64)
+    return signs * torch.arange(1.0, len(gradients) + 1, dtype=torch.float64)
+
+
+def direction(weighting: Weighting, gradients: Tensor, losses: Tensor | None = None) -> Tensor:
+    """Σ w_i g_i on the explicit vectors."""
+    losses = losses_of(gradients) if losses is None else losses
+    return weighting(gradients @ gradients.T, losses) @ gradients
 
 
 def assert_finite_weights(weighting: Weighting, gradients: Tensor) -> None:
-    m = len(gradients)
-    weights = weighting(gradients @ gradients.T, torch.ones(m, dtype=torch.float64))
-    assert weights.shape == (m,)
+    weights = weighting(gradients @ gradients.T, losses_of(gradients))
+    assert weights.shape == (len(gradients),)
     assert weights.dtype == torch.float64
     assert weights.isfinite().all()
 
 
-def assert_permutation_equivariant(weighting: Weighting, gradients: Tensor, order: list[int]) -> None:
-    losses = torch.arange(1.0, len(gradients) + 1, dtype=torch.float64)
-    plain = weighting(gradients @ gradients.T, losses)
+def assert_permutation_equivariant(
+    make: Callable[[], Weighting], gradients: Tensor, order: list[int]
+) -> None:
+    losses = losses_of(gradients)
+    plain = make()(gradients @ gradients.T, losses)
     shuffled = gradients[order]
     torch.testing.assert_close(
-        weighting(shuffled @ shuffled.T, losses[order]), plain[order], rtol=1e-6, atol=1e-9
+        make()(shuffled @ shuffled.T, losses[order]), plain[order], rtol=1e-6, atol=1e-9
     )
 
 
-def assert_direction_invariant_to_gradient_scales(
-    weighting: Weighting, gradients: Tensor, scales: Tensor
+def assert_direction_invariant_to_units(weighting: Weighting, gradients: Tensor, scales: Tensor) -> None:
+    """Σ w_i g_i is the same when every objective is measured in another positive unit."""
+    losses = losses_of(gradients)
+    plain = direction(weighting, gradients, losses)
+    torch.testing.assert_close(
+        direction(weighting, gradients * scales[:, None], losses * scales), plain, rtol=1e-6, atol=1e-9
+    )
+
+
+def assert_direction_proportional_to_common_scale(
+    make: Callable[[], Weighting], gradients: Tensor, scale: float
 ) -> None:
-    """Σ w_i g_i is the same when every gradient is rescaled by a positive factor of its own."""
-    losses = torch.ones(len(gradients), dtype=torch.float64)
-    plain = weighting(gradients @ gradients.T, losses) @ gradients
-    scaled = gradients * scales[:, None]
-    torch.testing.assert_close(weighting(scaled @ scaled.T, losses) @ scaled, plain, rtol=1e-6, atol=1e-9)
+    """Σ w_i g_i is multiplied by c when all gradients are."""
+    plain = direction(make(), gradients)
+    scaled = direction(make(), gradients * scale) / scale
+    torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=1e-9 * float(gradients.norm()))
 
 
-def assert_non_conflicting_pair(weighting: Weighting, gradients: Tensor) -> None:
-    """For two objectives, <d, g_i> >= 0 for both, on the explicit vectors."""
-    weights = weighting(gradients @ gradients.T, torch.ones(2, dtype=torch.float64))
-    direction, lengths = weights @ gradients, gradients.norm(dim=1)
-    slack = 1e-12 * lengths * (weights.abs() @ lengths)  # rounding of the two summands of d
-    assert (gradients @ direction >= -slack).all()
+def assert_non_conflicting(weighting: Weighting, gradients: Tensor, slack: float = SLACK) -> None:
+    """<d, g_i> >= 0 for every objective, on the explicit vectors."""
+    weights = weighting(gradients @ gradients.T, losses_of(gradients))
+    lengths = gradients.norm(dim=1)
+    assert (gradients @ (weights @ gradients) >= -slack * lengths * (weights.abs() @ lengths)).all()
 
 
-def quadratic(slope: float, curvature: float, rate: float) -> Line:
-    """The line that a quadratic retain loss L(x) = 2 − slope·x + curvature·x²/2 shows at x = k·rate."""
+def assert_agrees(ours: Tensor, theirs: Tensor, gradients: Tensor) -> None:
+    """Two directions are equal to 1e-6 of their length."""
+    bound = 1e-6 * float(theirs.norm()) + 1e-12 * float(gradients.norm())
+    assert float((ours - theirs).norm()) <= bound, (ours, theirs)
+
+
+def assert_resumes(make: Callable[[], Weighting], gradients: list[Tensor]) -> None:
+    """A state that went through JSON continues exactly; `reset` begins anew; the name never changes."""
+
+    def run(weighting: Weighting, steps: list[Tensor]) -> list[Tensor]:
+        out = []
+        for step in steps:
+            out.append(weighting(step @ step.T, losses_of(step)))
+            if isinstance(weighting, Stateful):
+                weighting.observe(losses_of(step))
+        return out
+
+    whole, resumed = make(), make()
+    name, half = repr(whole), len(gradients) // 2
+    first = run(whole, gradients[:half])
+    assert isinstance(whole, Stateful)
+    assert isinstance(resumed, Stateful)
+    resumed.restore(json.loads(json.dumps(whole.state())))
+    assert resumed.state() == whole.state()
+    second = run(whole, gradients[half:])
+    for ours, theirs in zip(run(resumed, gradients[half:]), second, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert resumed.state() == whole.state()
+    whole.reset()
+    for ours, theirs in zip(run(whole, gradients), first + second, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert repr(whole) == name
+
+
+def quadratic(slope: float, curvature: float, rate: float, rise: float = 0.0) -> Line:
+    """The line that a retain loss L(x) = 2 − slope·x + curvature·x²/2 shows at x = k·rate.
+
+    Args:
+        slope: Fall of the loss per unit of x.
+        curvature: Second derivative.
+        rate: η.
+        rise: By how much L(0) stands above the start.
+    """
 
     def loss(k: int) -> Tensor:
         x = k * rate
         return torch.full((3,), 2 - slope * x + curvature * x * x / 2, dtype=torch.float64)
 
-    return Line(minus=loss(-1), zero=loss(0), plus=loss(1), tokens=torch.ones(3))
+    return Line(minus=loss(-1), zero=loss(0), plus=loss(1), tokens=torch.ones(3), start=loss(0) - rise)
 
 
 def assert_finds_minimum_of_quadratic(rule: StepSize, slope: float, curvature: float, rate: float) -> None:
@@ -83,6 +155,17 @@ def assert_finds_minimum_of_quadratic(rule: StepSize, slope: float, curvature: f
     for _ in range(200):
         rate = rule(rate, quadratic(slope, curvature, rate)).learning_rate
     assert math.isclose(rate, slope / curvature, rel_tol=1e-4)
+
+
+def assert_spends_the_budget_on_quadratic(
+    rule: WithinBudget, slope: float, curvature: float, rate: float, rise: float
+) -> None:
+    """Repeated measurement converges to the η whose `every` steps end exactly at the tolerance."""
+    for _ in range(200):
+        rate = rule(rate, quadratic(slope, curvature, rate, rise)).learning_rate
+    x = rule.every * rate
+    assert math.isclose(rise - slope * x + curvature * x * x / 2, rule.tolerance, rel_tol=1e-3)
+    assert curvature * x >= slope  # beyond the minimum: the largest such step, not the smallest
 
 
 def assert_positive_and_clipped(rule: StepSize, line: Line, rate: float, clip: tuple[float, float]) -> None:

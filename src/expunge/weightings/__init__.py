@@ -1,21 +1,42 @@
 """Weightings: the Gramian of the objectives' gradients -> one weight per objective.
 
-The combined gradient is d = Σ w_i g_i. Everything here is arithmetic on an m×m matrix; nothing
-knows a model. The Gramian weightings of TorchJD take part through `TorchJD`.
+The combined gradient is d = Σ w_i g_i. Everything here is arithmetic on an m×m matrix, in float64 on the
+CPU; nothing knows a model. `WEIGHTINGS` maps names to constructors; one of your own only has to satisfy
+`Weighting` (and `Stateful`, if it remembers).
 """
 
+from collections.abc import Callable
+
+from expunge.weightings.bi_level import BiLevel
 from expunge.weightings.constant import Constant
 from expunge.weightings.contract import Stateful, Weighting
+from expunge.weightings.dual_ascent import DualAscent
 from expunge.weightings.dual_space import DualSpaceMGDA
 from expunge.weightings.min_norm import MinNorm
 from expunge.weightings.normalized import LossNormalized, Normalized
-from expunge.weightings.torchjd import TorchJD
+from expunge.weightings.torchjd import TORCHJD, NashMTL, TorchJD
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "constant": Constant,
+    "normalized": Normalized,
+    "loss-normalized": LossNormalized,
+    "dual-space-mgda": DualSpaceMGDA,
+    "bi-level": BiLevel,
+    "dual-ascent": DualAscent,
+    "min-norm": MinNorm,
+    **TORCHJD,
+}
 
 __all__ = [
+    "TORCHJD",
+    "WEIGHTINGS",
+    "BiLevel",
     "Constant",
+    "DualAscent",
     "DualSpaceMGDA",
     "LossNormalized",
     "MinNorm",
+    "NashMTL",
     "Normalized",
     "Stateful",
     "TorchJD",

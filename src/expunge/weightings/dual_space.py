@@ -70,7 +70,8 @@ class DualSpaceMGDA:
         inverse = vectors / values @ vectors.T  # of the cosines: P = inverse / lengths ⊗ lengths
         scaled = lengths / inverse.diagonal()
         mixing = min_norm_point(inverse * scaled[:, None] * scaled[None, :])
-        return inverse @ (scaled * mixing) / lengths
+        weights: Tensor = inverse @ (scaled * mixing) / lengths
+        return weights
 
     def reset(self) -> None:
         self.fallbacks = 0

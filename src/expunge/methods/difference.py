@@ -1,70 +1,13 @@
-"""Methods: named choices of objectives, weighting, step size and retain budget.
-
-A recipe is a function that returns a `Method`; its body is the paper's equation. Nothing here
-trains. `METHODS` maps names to recipes for the command line.
-"""
+"""Gradient ascent against what keeps: the oldest recipes, NGDiff among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from expunge.objectives import NLL, Ascent, Objective
+from expunge.methods.method import Method, guard, weighted
+from expunge.objectives import KL, NLL, Ascent
 from expunge.schedules import Chunks
-from expunge.step_sizes import GeN, StepSize
+from expunge.step_sizes import GeN
 from expunge.stopping import RetainBudget
-from expunge.weightings import Constant, Normalized, Weighting
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is minimised, how gradients are combined, and how far each step goes.
-
-    Args:
-        name: As the field writes it.
-        objectives: At least one, with distinct names.
-        weighting: Weights from the Gramian of the objectives' gradients.
-        step_size: A rule that measures η; None leaves η to the Trainer's schedule.
-        budget: How much retain loss may be lost, and what happens then; None checks nothing.
-        schedule: An order of rows other than passes over whole data sets.
-
-    Example:
-        >>> Method("mine", (Ascent(NLL("forget")), NLL("retain")), Normalized()).sources
-        ('forget', 'retain')
-    """
-
-    name: str
-    objectives: tuple[Objective, ...]
-    weighting: Weighting
-    step_size: StepSize | None = None
-    budget: RetainBudget | None = None
-    schedule: Chunks | None = None
-
-    def __post_init__(self) -> None:
-        names = [objective.name for objective in self.objectives]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"`objectives` must be at least one, with distinct names; got {names}.")
-        if isinstance(self.weighting, Constant) and len(self.weighting.weights) != len(names):
-            raise ValueError(
-                f"`weighting` must have one weight per objective ({len(names)}); "
-                f"got {self.weighting.weights}."
-            )
-        if self.schedule and not {"forget", "retain"} <= {*self.sources}:
-            raise ValueError(
-                f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
-                f"its objectives read {self.sources}."
-            )
-        if (self.step_size or self.budget) and "retain" not in self.sources:
-            raise ValueError(
-                f"method {self.name!r} must read retain records, since its step size or budget measures "
-                f"them; its objectives read {self.sources}. Add a retain objective, or leave both None."
-            )
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Data sets that the objectives read, in order: their own, and those paired with them."""
-        read = [(o.source, o.needs.paired) for o in self.objectives]
-        return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
+from expunge.weightings import Constant, LossNormalized, Normalized
 
 
 def grad_ascent() -> Method:
@@ -79,13 +22,10 @@ def grad_ascent() -> Method:
     return Method("grad-ascent", (Ascent(NLL("forget")),), Constant((1.0,)))
 
 
-def guard(tolerance: float) -> RetainBudget:
-    """A utility guard that leaves a method as published: it only ends a run that has lost too much."""
-    return RetainBudget(tolerance=tolerance, every=10, rows=16, patience=1, repair=False)
-
-
 def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
-    r"""Gradient difference: minimise $-L_F + \alpha L_R$ with constant weights.
+    r"""Gradient difference: ascent on forget and descent on retain, with constant weights.
+
+    Minimise $-L_F + \alpha L_R$.
 
     Args:
         retain_weight: α, non-negative.
@@ -96,8 +36,43 @@ def grad_diff(retain_weight: float = 1.0, tolerance: float = 0.5) -> Method:
     """
     if retain_weight < 0:
         raise ValueError(f"`retain_weight` must be non-negative; got {retain_weight}.")
+    return weighted("grad-diff", Ascent(NLL("forget")), NLL("retain"), (1.0, retain_weight), tolerance)
+
+
+def kl_min(retain_weight: float = 1.0, reverse: bool = False, tolerance: float = 0.5) -> Method:
+    r"""KL minimisation: ascent on forget, divergence from the reference on retain.
+
+    Minimise $-L_F + \alpha\, KL(p_{ref} \,\|\, p)$.
+
+    The divergence is over response tokens of retain records; published code averages it over prompt
+    and padding too.
+
+    Args:
+        retain_weight: α, non-negative.
+        reverse: $KL(p \,\|\, p_{ref})$ instead.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        Maini et al. (2024), arXiv 2401.06121, section 4.
+    """
+    return weighted("kl-min", Ascent(NLL("forget")), KL(reverse=reverse), (1.0, retain_weight), tolerance)
+
+
+def loss_norm(tolerance: float = 0.5) -> Method:
+    r"""Loss-normalised difference: ascent on forget and descent on retain, each divided by its loss.
+
+    Minimise $-L_F / |L_F| + L_R / |L_R|$, the denominators held fixed.
+
+    The baseline that NGDiff's paper sets against normalising gradients.
+
+    Args:
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+
+    Reference:
+        arXiv 2410.22086, section 3.
+    """
     objectives = (Ascent(NLL("forget")), NLL("retain"))
-    return Method("grad-diff", objectives, Constant((1.0, retain_weight)), budget=guard(tolerance))
+    return Method("loss-norm", objectives, LossNormalized(), budget=guard(tolerance))
 
 
 def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
@@ -161,12 +136,3 @@ def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float 
 def fine_tune() -> Method:
     """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
     return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
-
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "ngdiff": ngdiff,
-    "ngdiff-gen": ngdiff_gen,
-    "grad-diff": grad_diff,
-    "grad-ascent": grad_ascent,
-    "sugd": sugd,
-}

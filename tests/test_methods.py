@@ -1,0 +1,134 @@
+"""Every recipe forgets, says where it comes from, and refuses what its paper does not allow."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+
+import pytest
+import torch
+
+import conftest
+import toy
+from expunge import methods
+from expunge.arguments import UnlearningArguments
+from expunge.methods import METHODS, Method
+from expunge.objectives import NLL, Ascent
+from expunge.unlearner import Unlearner
+from expunge.weightings import Constant, DualAscent
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_recipe_raises_forget_loss(name):
+    toy.assert_raises_forget_loss(METHODS[name]())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_recipe_bears_its_name_its_equation_and_its_source(name):
+    recipe = METHODS[name]
+    assert recipe().name == name == recipe.__name__.replace("_", "-")
+    assert getattr(methods, recipe.__name__) is recipe
+    text = inspect.getdoc(recipe)
+    first = text.splitlines()[0]
+    assert first.endswith(".")
+    assert "\\" not in first  # `expunge list methods` prints it
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    body = inspect.getsource(recipe).rsplit('"""', 1)[1]
+    assert len(body.strip().splitlines()) <= 8  # a recipe reads like its equation
+    assert len(body) < len(text)
+    for parameter in inspect.signature(recipe).parameters:
+        assert f"{parameter}:" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "objectives", "weighting"),
+    [
+        ("kl-min", ["-nll(forget)", "kl(retain)"], Constant((1.0, 1.0))),
+        ("idk-sft", ["nll(idk)", "nll(retain)"], Constant((1.0, 1.0))),
+        ("dpo", ["dpo(idk>forget)", "nll(retain)"], Constant((1.0, 1.0))),
+        ("alt-po", ["dpo(alternate>forget)", "nll(retain)"], Constant((1.0, 1.0))),
+        ("npo", ["npo(forget)", "nll(retain)"], Constant((1.0, 1.0))),
+        ("simnpo", ["simnpo(forget)", "nll(retain)"], Constant((0.1375, 1.0))),
+        ("satimp", ["satimp(forget)", "nll(retain)"], Constant((0.1, 1.0))),
+        ("me", ["entropy(forget)", "nll(retain)"], Constant((0.1, 1.0))),
+        ("rmu", ["steering(forget)", "activations(retain)"], Constant((1.0, 1200.0))),
+        ("undial", ["undial(forget)"], Constant((1.0,))),
+        ("ce-u", ["ce-u(forget)"], Constant((1.0,))),
+        ("whp", ["replacement(forget)@entities"], Constant((1.0,))),
+    ],
+)
+def test_defaults_are_those_of_the_papers(name, objectives, weighting):
+    method = METHODS[name]()
+    assert [objective.name for objective in method.objectives] == objectives
+    assert method.weighting == weighting
+
+
+def test_mollm_never_climbs_an_objective_to_first_order():
+    """<d, g_i> >= 0 for all three, whatever the gradients."""
+    method = METHODS["mollm"]()
+    assert [o.name for o in method.objectives] == ["uce(forget)", "kl(retain)", "nll(retain)"]
+    model = toy.LogitTable()
+    model.learn()
+    before = model.nll("retain")
+    toy.unlearn(model, method, steps=60, length=0.05)
+    assert model.nll("retain") <= before + 1e-3
+
+
+@pytest.mark.parametrize("name", ["dpo", "alt-po"])
+def test_a_pair_is_a_source_too(name):
+    assert METHODS[name]().sources == ("forget", {"dpo": "idk", "alt-po": "alternate"}[name], "retain")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: methods.npo(beta=0.0), "`beta` must be positive"),
+        (lambda: methods.npo(retain_weight=-1.0), "must be non-negative; got"),
+        (lambda: methods.me(forget_weight=-0.1), "must be non-negative; got"),
+        (lambda: methods.kl_min(tolerance=0.0), "`tolerance` must be positive"),
+        (lambda: methods.blur(gamma=-1.0), "`gamma` must be non-negative"),
+        (lambda: methods.pdu(rate=0.0), "`rate` must be positive"),
+        (
+            lambda: Method("x", (NLL("retain"),), DualAscent(weights=(1.0, 1.0), bounds=(None, 0.1))),
+            r"one weight per objective \(1\)",
+        ),
+        (lambda: Method("x", (NLL(), NLL()), Constant((1.0, 1.0))), "distinct names"),
+        (
+            lambda: Method("x", (Ascent(NLL("forget")),), Constant((1.0,)), budget=methods.guard(0.5)),
+            "must read retain records",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+STEPPED = ("kl-min", "mollm", "blur", "pdu", "npo", "alt-po", "idk-sft", "undial", "rmu", "whp")
+"""Recipes that together ask for everything that the engine can give."""
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_recipes_take_a_step_through_the_engine(name, tmp_path, model, tokenizer):
+    """References, pairs, selectors and hidden states as each asks for them; one step, finite losses."""
+    arguments = UnlearningArguments(
+        output_dir=str(tmp_path),
+        bf16=False,
+        use_cpu=True,
+        template="none",
+        max_steps=1,
+        save_strategy="no",
+        report_to=[],
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+    )
+    method = methods.rmu(layer=1) if name == "rmu" else METHODS[name]()
+    data = {"forget_dataset": conftest.rows()[:4], "retain_dataset": conftest.rows()[4:12]}
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    run = Unlearner(model, arguments, method, tokenizer, **data)
+    run.train()
+    (step,) = run.history
+    assert set(step.losses) == {objective.name for objective in method.objectives}
+    assert all(math.isfinite(loss) for loss in step.losses.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
