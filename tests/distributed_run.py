@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import conftest
+import engine_objectives
 from expunge.arguments import UnlearningArguments
 from expunge.methods import METHODS
 from expunge.unlearner import Unlearner
@@ -30,7 +31,7 @@ def train(folder: Path, method: str, accumulation: int) -> Unlearner:
             per_device_train_batch_size=5,
             gradient_accumulation_steps=accumulation,
         ),
-        METHODS[method](),
+        (METHODS | engine_objectives.METHODS)[method](),
         conftest.build_tokenizer(),
         forget_dataset=conftest.rows()[:6],
         retain_dataset=conftest.rows()[6:],

@@ -95,7 +95,7 @@ class Matching(Objective):
 class Even:
     """Weight 1 for all, as a weighting that claims to need gradients: one backward pass per objective.
 
-    Not `Normalized`: a divergence from the start has no gradient at the start, and noise must not be scaled up.
+    Not `Normalized`: a divergence from the start has no gradient there, and noise must not be scaled up.
     """
 
     needs_gramian = True

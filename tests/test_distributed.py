@@ -13,7 +13,7 @@ import torch
 
 from distributed_run import train
 
-METHODS = ("ngdiff-gen", "grad-diff", "ngdiff")
+METHODS = ("ngdiff-gen", "grad-diff", "ngdiff", "preference", "divergence", "selected")
 
 
 @pytest.fixture(scope="module")

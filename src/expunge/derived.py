@@ -51,6 +51,7 @@ class Means:
         precision: Of forward passes.
         refusals: File with one refusal a line; None takes the built-in ones.
         tokens: Length limit of a generated response.
+        limit: Tokens that a row may have; a generated response that makes it longer is not used.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Means:
     precision: Literal["fp32", "bf16"] = "fp32"
     refusals: str | Path | None = None
     tokens: int = 200
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def _generate(forget: Records, wanted: Sequence[int], means: Means) -> dict[int,
         for i, text in zip(left, texts, strict=True):
             answer = text.split("Question:")[0].strip()
             usable = answer and normalised(answer) != normalised(forget[i].response)
-            found[i] = answer if usable else None
+            found[i] = answer if usable and fits(forget[i].prompt, answer, means) else None
     return found
 
 
@@ -207,6 +209,13 @@ def _request(prompt: str, response: str, means: Means) -> tuple[int, ...]:
         return encode_prompt(f"{text}\n{OPENING}", means.tokenizer, means.template)
     opening: list[int] = means.tokenizer(OPENING, add_special_tokens=False)["input_ids"]
     return (*encode_prompt(text, means.tokenizer, means.template), *opening)
+
+
+def fits(prompt: str, response: str, means: Means) -> bool:
+    """Whether a row with a generated response stays within the limit."""
+    head = len(encode_prompt(prompt, means.tokenizer, means.template))
+    body = len(means.tokenizer(f" {response}", add_special_tokens=False)["input_ids"])
+    return means.limit is None or head + body + 1 <= means.limit
 
 
 def turn_ends(means: Means) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from expunge.arguments import UnlearningArguments
 from expunge.batching import Rows, RowStream
@@ -24,6 +25,7 @@ from expunge.models import weights_hash
 from expunge.records import Records
 from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
+from expunge.scoring import context_length
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
 
@@ -39,6 +41,19 @@ def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments)
 def base_sources(method: Method) -> list[str]:
     """Data sets that must be given: those that a method reads, forget in place of sets derived from it."""
     return list(dict.fromkeys("forget" if is_derived(name) else name for name in method.sources))
+
+
+def means_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: UnlearningArguments) -> Means:
+    """What a run makes data sets with."""
+    return Means(
+        model,
+        tokenizer,
+        args.seed,
+        args.template,
+        args.precision,
+        args.refusals,
+        limit=args.max_length or context_length(model),
+    )
 
 
 def complete(

@@ -19,10 +19,10 @@ from expunge.adapters import four_bit
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import records as benchmark
 from expunge.collate import encode
-from expunge.derived import Derived, Means
+from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
-from expunge.material import complete
+from expunge.material import complete, means_of
 from expunge.methods import Method
 from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
 from expunge.monitor import RunState
@@ -125,7 +125,7 @@ class Run:
         args = self.args
         made = {n: Derived.read(store, n) if store and self.options.resume else None for n in wanted}
         known = {name: found for name, found in made.items() if found}
-        means = Means(model, tokenizer, args.seed, args.template, args.precision, args.refusals)
+        means = means_of(model, tokenizer, args)
         with self.timed("derive"):
             given = self.sets | {name: found.records for name, found in known.items()}
             fresh = complete(given, recipe, args, means)

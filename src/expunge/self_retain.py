@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable
 
 from expunge.collate import encode_prompt
-from expunge.derived import Derived, Means, turn_ends
+from expunge.derived import Derived, Means, fits, turn_ends
 from expunge.errors import UsageError
 from expunge.records import Records, normalised, read_records
 from expunge.sampling import sample_texts
@@ -65,7 +65,7 @@ def write_retain(forget: Records, count: int, means: Means) -> Derived:
             precision=means.precision,
         )
         for prompt, text in zip(prompts, texts, strict=True):
-            if words(text) and not touches(text, names, pairs):
+            if words(text) and fits(prompt, text, means) and not touches(text, names, pairs):
                 kept.setdefault(normalised(text), {"prompt": prompt, "response": text})
         drawn += wanted
     if not kept:

@@ -22,13 +22,13 @@ from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
 from expunge.collate import Encoded, collate, encode
-from expunge.derived import Means, is_forget
+from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
 from expunge.events import StepEvents, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.interrupt import Interrupt
-from expunge.material import check_demands, complete, fingerprint, streams
+from expunge.material import check_demands, complete, fingerprint, means_of, streams
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.observation import Batch, count
@@ -91,7 +91,7 @@ class Unlearner(Trainer):
         self.method = method
         self.context = context_length(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
-        made = complete(records, method, args, self._means(model, args))
+        made = complete(records, method, args, means_of(model, processing_class, args))
         self.records = records | {name: found.records for name, found in made.items()}
         self.notes = [note for found in made.values() for note in found.notes]
         self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
@@ -156,14 +156,10 @@ class Unlearner(Trainer):
             records,
             self.tokenizer,
             template=args.template,
-            max_length=args.max_length,
+            max_length=args.max_length or (self.context if is_derived(name) else None),
             context=self.context,
             name=name,
         )
-
-    def _means(self, model: nn.Module, args: UnlearningArguments) -> Means:
-        """What derived data sets are made with."""
-        return Means(model, self.tokenizer, args.seed, args.template, args.precision, args.refusals)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""

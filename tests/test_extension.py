@@ -1,0 +1,173 @@
+"""Objectives, weightings and recipes of a user's own file, by name; data sets that a run makes for itself."""
+
+from __future__ import annotations
+
+import pytest
+
+import conftest
+import expunge
+from expunge import UsageError
+from expunge.cli import app, guarded
+from expunge.extension import load_object
+from expunge.methods import METHODS, Method
+from expunge.record import read_record
+from expunge.settings import resolve_method
+
+ROWS = conftest.rows()
+FORGET, RETAIN = ROWS[:6], ROWS[6:]
+QUICK = {"bf16": False, "template": "none", "seed": 0, "max_steps": 2, "check_every": 0, "evaluate": False}
+
+MINE = '''
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.methods import Method
+from expunge.objectives import NLL, Objective, TokenLogits
+
+
+@dataclass(frozen=True)
+class Confidence(Objective):
+    """Probability of the target."""
+
+    source: str = "forget"
+    name = "confidence"
+
+    def __call__(self, tokens: TokenLogits) -> Tensor:
+        return tokens.target_log_probs.exp()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Weights 1/2, whatever the gradients say."""
+
+    needs_gramian = True
+
+    def __call__(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        return torch.full((len(losses),), 0.5, dtype=torch.float64)
+
+
+def modest(strength: int = 2) -> Method:
+    """Lower the confidence."""
+    if strength < 1:
+        raise ValueError(f"`strength` must be at least 1; got {strength}.")
+    return Method(f"modest-{strength}", (Confidence(), NLL("retain")), Halves())
+
+
+ready = modest(5)
+number = 3
+not_a_method = lambda: 3
+'''
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_a_recipe_of_ones_own_runs_by_name(mine, model_folder, tmp_path, capsys):
+    """Objective, weighting and recipe stand outside of the package; settings reach the recipe."""
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        lines = [f'{{"prompt": "{r["prompt"]}", "response": "{r["response"]}"}}' for r in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    command = f"run --model {model_folder} --forget {tmp_path}/forget.jsonl --retain {tmp_path}/retain.jsonl "
+    command += f"--output {tmp_path}/out --method {mine}:modest --template none --quiet "
+    command += "--set strength=4 --set max_steps=2 --set bf16=false --set check_every=0"
+    assert guarded(lambda: app(command.split(), exit_on_error=False, print_error=False)) in (None, 0)
+    record = read_record(tmp_path / "out")
+    assert record.method == "modest-4"
+    assert record.history[0].weights == {"confidence": 0.5, "nll(retain)": 0.5}
+    assert record.configuration["objectives"] == ["confidence", "nll(retain)"]
+
+
+def test_a_ready_method_and_a_module(mine, monkeypatch):
+    recipe, rest = resolve_method(f"{mine}:ready", {"max_steps": 3})
+    assert (recipe.name, rest) == ("modest-5", {"max_steps": 3})
+    monkeypatch.syspath_prepend(mine.parent)
+    assert isinstance(resolve_method("mine:modest", {})[0], Method)
+    assert resolve_method("ngdiff", {})[0] == METHODS["ngdiff"]()
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("{}:modst", "Did you mean modest"),
+        ("{}:number", "must be a Method or a function; it is int"),
+        ("{}:not_a_method", "must return a Method; it returned int"),
+        ("{}x.py:modest", "existing file"),
+        ("no.such.module:modest", "module no.such.module must run; it raises ModuleNotFoundError"),
+        ("ngdif", "Did you mean ngdiff"),
+    ],
+)
+def test_what_cannot_be_found_is_one_message(mine, name, rule):
+    with pytest.raises(UsageError, match=rule) as caught:
+        resolve_method(name.format(mine), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_failures_of_the_users_code_are_the_users(mine, tmp_path):
+    with pytest.raises(UsageError, match=r"strength. must be at least 1; got 0"):
+        resolve_method(f"{mine}:modest", {"strength": 0})
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    with pytest.raises(UsageError, match=r"broken.py must run; it raises ModuleNotFoundError"):
+        load_object(f"{tmp_path}/broken.py:x", "--method")
+
+
+def test_a_run_makes_the_sets_that_it_reads_and_says_so(model_folder, tmp_path):
+    (tmp_path / "paired.py").write_text(
+        "from engine_objectives import Preference\n"
+        "from expunge.methods import Method\n"
+        "from expunge.objectives import NLL\n"
+        "from expunge.weightings import Normalized\n"
+        "def pairs(): return Method('pairs', (Preference(pair='alternate'), NLL('retain')), Normalized())\n"
+    )
+    result = expunge.unlearn(
+        model_folder,
+        forget=FORGET,
+        method=f"{tmp_path}/paired.py:pairs",
+        output=tmp_path / "out",
+        self_retain=4,
+        **QUICK,
+    )
+    data = result.record.data
+    assert data.keys() == {"forget", "alternate", "retain"}
+    assert "written by the model itself" in data["retain"].source
+    assert data["alternate"].rows == 6
+    assert any("No retain records were given" in note for note in result.record.notes)
+    assert any("generated by the model itself" in note for note in result.record.notes)
+    assert not (result.folder / "checkpoints").exists()
+
+
+def test_without_retain_records_the_way_out_is_named(model_folder):
+    with pytest.raises(UsageError, match="self_retain=200"):
+        expunge.unlearn(model_folder, forget=FORGET, **QUICK)
+
+
+def test_a_resumed_run_takes_the_sets_it_made(model_folder, tmp_path, monkeypatch):
+    """Samples need not repeat bit for bit elsewhere: they are kept beside the checkpoints."""
+    from engine_objectives import Preference
+    from expunge.objectives import NLL
+    from expunge.weightings import Constant
+
+    method = Method("m", (Preference(pair="alternate"), NLL("retain")), Constant((1.0, 1.0)))
+    settings = QUICK | {"max_steps": 4, "output": tmp_path / "out", "save_steps": 2, "method": method}
+    original = expunge.unlearner.Unlearner.after_optimizer
+
+    def stop(self):
+        original(self)
+        if self.state.global_step == 1:
+            self.interrupt.requested = True  # as Ctrl-C would
+
+    monkeypatch.setattr(expunge.unlearner.Unlearner, "after_optimizer", stop)
+    first = expunge.unlearn(model_folder, forget=FORGET, retain=RETAIN, **settings)
+    assert first.record.stop.reason == "interrupted"
+    assert (tmp_path / "out" / "checkpoints" / "derived" / "alternate.json").is_file()
+    monkeypatch.setattr(expunge.unlearner.Unlearner, "after_optimizer", original)
+    monkeypatch.setattr("expunge.derived.sample_texts", lambda *_, **__: pytest.fail("sampled again"))
+    second = expunge.unlearn(model_folder, forget=FORGET, retain=RETAIN, resume=True, **settings)
+    assert second.record.stop.reason == "step-limit"
+    assert second.record.data["alternate"].sha256 == first.record.data["alternate"].sha256
+    assert any("generated by the model itself" in note for note in second.record.notes)
