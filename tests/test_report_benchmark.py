@@ -100,7 +100,7 @@ def test_a_metric_explains_itself(page: Page) -> None:
 
 def test_published_rows_stand_below_ours_with_their_source(page: Page) -> None:
     text = page.text[page.text.index("Beside published results") :]
-    assert text.index("Model 0.61 [0.58–0.64] 0.66") < text.index("Team One published 0.50 —")
+    assert text.index("Model 0.61 [0.58–0.64]0.66") < text.index("Team One published 0.50 —")
     assert "Team Two published — 0.25" in text
     assert "Source: Table 3 of a paper." in text
     assert "Elsewhere" not in page.text, "it states no metric that was measured"
