@@ -278,3 +278,45 @@ def map_strings(value: Any, change: Callable[[str], str], *, keys: bool) -> Any:
             for key, item in value.items()
         }
     return [map_strings(item, change, keys=keys) for item in value] if isinstance(value, list) else value
+
+
+def tofu_like(
+    level: float = 0.3, *, reference: bool = True, benchmark: str = "tofu", sample_count: int = 4
+) -> RunRecord:
+    """An evaluation of four splits and two aggregates; `level`: how much of forget is known."""
+
+    def splits(known: float) -> dict[str, dict[str, Metric]]:
+        parts = {
+            name: {
+                "probability": share(known if name == "forget" else 0.8, 300),
+                "rouge_l_recall": share(0.2 + 0.8 * (known if name == "forget" else 0.8), 300),
+                "truth_ratio": share(0.5 - 0.2 * known, 300),
+                "nll": amount(1.5 - known, 300),
+            }
+            for name in ("forget", "retain", "real_authors", "world_facts")
+        }
+        model_utility = Metric(value=0.61, low=0.58, high=0.64, n=900)
+        forget_quality = Metric(value=0.9 - 0.8 * known, low=0.02, high=0.99, n=600)
+        return {"all": {"model_utility": model_utility, "forget_quality": forget_quality}} | parts
+
+    def measured(known: float) -> Evaluation:
+        return Evaluation(splits=splits(known), seconds=63.0, scored_tokens=51000, generated_tokens=16000)
+
+    evaluations: dict[Stage, Evaluation] = {"before": measured(level)}
+    models = {"before": model_entry(f"runs/{level}", "a")}
+    if reference:
+        evaluations["control"] = measured(0.05)
+        models["control"] = model_entry("retain90", "c")
+    shown = [
+        sample.model_copy(update={"split": "real_authors", "leaked": {"before": index == 0}})
+        for index, sample in enumerate(samples(sample_count))
+    ]
+    return sparse_record(
+        "evaluate",
+        configuration={"benchmark": benchmark, "precision": "fp32"},
+        data={"forget": DataEntry(source="tofu/forget10.jsonl", sha256=HASH, rows=400)},
+        evaluations=evaluations,
+        models=models,
+        samples=shown,
+        notes=["forget quality: no reference model given."] if not reference else [],
+    )

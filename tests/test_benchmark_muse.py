@@ -429,3 +429,18 @@ def test_the_published_sets_are_read(shared_data: Path) -> None:
         name: 10 if name.endswith("_icl") else 100 for name in sets
     }
     assert sets["verbmem_forget"].fields == {"prompt": "prompt", "response": "gt"}
+
+
+def test_the_hub_is_asked_for_its_own_subsets_and_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fake(source: str, loader: str, path: str, subset: str, split: str) -> list[dict[str, str]]:
+        asked.append((path, subset, split))
+        return small_muse()[f"{subset}_{split}"]
+
+    monkeypatch.setattr("expunge.sources._datasets", fake)
+    sets = muse.load(Path("muse-bench/MUSE-Books"), corpus="books").sets
+    assert {path for path, _, _ in asked} == {"muse-bench/MUSE-Books"}
+    assert {f"{subset}_{split}" for _, subset, split in asked} == set(small_muse())
+    assert sets["knowmem_retain"].source == "muse-bench/MUSE-Books:knowmem, split retain_qa"
+    assert all(len(found.sha256) == 64 for found in sets.values())

@@ -15,8 +15,9 @@ import pytest
 from matplotlib.image import imread
 
 from expunge.record import RunRecord
-from expunge.report import render
-from record_factory import INJECTIONS, evaluation, map_strings, run_record, sparse_record
+from expunge.report import Published, render
+from expunge.report.leaderboard import Entrant, render_leaderboard
+from record_factory import INJECTIONS, evaluation, map_strings, run_record, sparse_record, tofu_like
 
 FLAGS = (
     "--headless",
@@ -119,15 +120,30 @@ def records() -> dict[str, RunRecord]:
     }
 
 
+def pages() -> dict[str, str]:
+    """Every kind of page: of a record, of a benchmark, of several records; each also with hostile strings."""
+    payload = " ".join(INJECTIONS)
+    dumped = tofu_like(sample_count=2).model_dump(mode="json")
+    hostile = RunRecord.model_validate(map_strings(dumped, lambda text: f"{text} {payload}", keys=True))
+    row = Published(
+        "A team", {"all/model_utility": 0.5, f"all {payload}/model_utility {payload}": 0.5}, payload
+    )
+    found = {name: render(record) for name, record in records().items()}
+    for name, record in (("", tofu_like()), ("poisoned ", hostile)):
+        entrants = [Entrant(f"x{name}" * 40, "a/report.html", record), Entrant("b", "b/report.html", record)]
+        found[f"{name}benchmark"] = render(record, [row])
+        found[f"{name}leaderboard"] = render_leaderboard(entrants, [row])
+    return found
+
+
 @pytest.fixture(scope="module")
 def seen(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    pages = {name: render(record) for name, record in records().items()}
-    return frames(chromium, tmp_path_factory.mktemp("browser"), pages)
+    return frames(chromium, tmp_path_factory.mktemp("browser"), pages())
 
 
 def test_every_page_was_seen_in_every_width(seen: Seen) -> None:
     found = {(frame["name"], frame["width"]) for frame in seen[0].values()}
-    assert found == {(f"{name} {width}", width) for name in records() for width in WIDTHS}
+    assert found == {(f"{name} {width}", width) for name in pages() for width in WIDTHS}
     assert all(frame["headings"] >= 2 for frame in seen[0].values())
 
 
@@ -140,7 +156,7 @@ def test_no_string_of_a_record_runs_or_becomes_an_element(
 ) -> None:
     for frame in seen[0].values():
         assert not frame["ran"], frame
-        assert "report" in frame["title"].lower() or "demonstration" in frame["title"].lower(), frame
+        assert re.search("report|demonstration|leaderboard", frame["title"].lower()), frame
         assert (frame["foreign"], frame["handlers"], frame["metas"], frame["styles"]) == (0, 0, 5, 1), frame
 
 

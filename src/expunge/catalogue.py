@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.benchmarks import records
+from expunge.benchmarks import muse, records, safety
 from expunge.methods import METHODS
 from expunge.weightings import Constant, Normalized, TorchJD
 
@@ -16,7 +16,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": _lines(METHODS),
         "weightings": _lines({kind.__name__: kind for kind in (Constant, Normalized, TorchJD)}),
         "benchmarks": {"records": "Your own forget, retain and holdout records."},
-        "metrics": dict(records.METRICS),
+        "metrics": {**records.METRICS, **muse.METRICS, **safety.METRICS},
     }
 
 

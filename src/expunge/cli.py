@@ -229,13 +229,32 @@ def evaluate(
 
 
 @app.command
-def report(folder: Annotated[Path, Parameter(help="Output folder of an earlier run.")], /) -> None:
-    """Render report.html again from record.json."""
+def report(
+    folders: Annotated[list[Path], Parameter(help="Output folders of earlier runs.")],
+    /,
+    *,
+    output: Annotated[
+        Path, Parameter(help="The page about several folders; one folder keeps its report.html.")
+    ] = Path("leaderboard.html"),
+    series: Annotated[
+        Literal["size", "request"] | None,
+        Parameter(help="Draw several runs as curves: by size of the forget set, or as successive requests."),
+    ] = None,
+) -> None:
+    """Render report.html again from record.json; of several folders, also one page that compares them."""
+    from expunge.benchmarks.series import series as in_order
     from expunge.record import read_record
     from expunge.report import write_report
+    from expunge.report.leaderboard import write_leaderboard
 
-    folder = folder.parent if folder.name == "record.json" else folder
-    print(write_report(read_record(folder), folder))
+    folders = [folder.parent if folder.name == "record.json" else folder for folder in folders]
+    if len(folders) > 1:
+        drawn = in_order(folders, series) if series else None
+        print(write_leaderboard(folders, output, series=drawn))
+    elif series:
+        raise UsageError("--series must have several folders; got one. Name the folders of all runs.")
+    else:
+        print(write_report(read_record(folders[0]), folders[0]))
 
 
 @app.command(name="list")

@@ -254,7 +254,7 @@ def privleak(auc: float, retrained: float) -> float:
         retrained: The same of a model that was trained without the forget texts.
 
     Reference:
-        arXiv 2407.06460, section 3.1 (PrivLeak).
+        arXiv 2407.06460, section 3 (PrivLeak).
     """
     return 100 * (auc - retrained) / retrained if retrained > 0 else float("nan")
 

@@ -1,6 +1,6 @@
 """Scalability and sustainability: how measurements change as more is asked to be forgotten.
 
-MUSE's fifth and sixth question (arXiv 2407.06460, sections 3.2 and 4.3) take no new metric. They take several
+MUSE's fifth and sixth question (arXiv 2407.06460, C5 and C6) take no new metric. They take several
 unlearned models: of forget sets of growing size (scalability), or after one removal request upon another
 (sustainability). Each leaves a run folder; a series is their records in order.
 """

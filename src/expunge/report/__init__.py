@@ -7,24 +7,23 @@ policy that allows nothing but this page's own style sheet stands behind both.
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from expunge.record import RunRecord, write_atomically
 from expunge.report import tables, wording
+from expunge.report.bars import component_panels
+from expunge.report.board import Published
+from expunge.report.components import beside, groups, headlines
 from expunge.report.curves import panels
 from expunge.report.limits import not_tested
+from expunge.report.page import page
 from expunge.report.spans import SHORTEST
 from expunge.report.text import legible
 from expunge.report.tradeoff import tradeoff
 from expunge.report.verdict import KEPT, agreement, findings, reference
 
-__all__ = ["render", "write_report"]
+__all__ = ["Published", "render", "write_report"]
 
 _TITLES = {
     "run": "Unlearning report",
@@ -32,38 +31,23 @@ _TITLES = {
     "finetune": "Fine-tuning report",
     "evaluate": "Evaluation report",
 }
-_FILTERS = {
-    "number": wording.number,
-    "duration": wording.duration,
-    "whole": wording.whole,
-    "unbroken": wording.unbroken,
-    "breakable": wording.breakable,
-}
 
 
-def write_report(record: RunRecord, folder: Path) -> Path:
+def write_report(record: RunRecord, folder: Path, published: Sequence[Published] = ()) -> Path:
     """Write `report.html` into `folder` atomically and return its path."""
-    return write_atomically(folder / "report.html", render(record))
+    return write_atomically(folder / "report.html", render(record, published))
 
 
-def render(record: RunRecord) -> str:
-    """The page of a run as one HTML document."""
-    environment = Environment(
-        loader=PackageLoader("expunge.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= _FILTERS
-    style = environment.get_template("page.css").render()
-    return environment.get_template("report.html.j2").render(_view(legible(record)), **_sealed(style))
+def render(record: RunRecord, published: Sequence[Published] = ()) -> str:
+    """The page of a run as one HTML document.
 
-
-def _sealed(style: str) -> dict[str, str]:
-    """The style sheet (our own file, so not escaped) and its hash for the content security policy."""
-    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return {"style": Markup(style), "style_hash": f"sha256-{digest}"}
+    Args:
+        record: Of the run.
+        published: Results of others on the same benchmark, to stand beside its own.
+    """
+    shown = legible(record)
+    view = _view(shown) | _benchmark_view(shown, published)
+    return page("report.html.j2", view)
 
 
 def _view(record: RunRecord) -> dict[str, object]:
@@ -95,6 +79,27 @@ def _view(record: RunRecord) -> dict[str, object]:
     }
 
 
+def _benchmark_view(record: RunRecord, published: Sequence[Published]) -> dict[str, object]:
+    """What a benchmark's page shows in the place of the verdict on the user's own sets."""
+    if not wording.is_benchmark(record):
+        return {"benchmark": False, "published": None}
+    found = groups(record)
+    return {
+        "benchmark": True,
+        "headlines": headlines(record),
+        "groups": found,
+        "bars": component_panels(record, found),
+        "meanings": list(
+            {row.name: row.meaning for group in found for row in group.rows if row.meaning}.items()
+        ),
+        "published": beside(record, published),
+        "findings": (),
+        "alike": [],
+        "apart": [],
+        "trade": None,
+    }
+
+
 def _subject(record: RunRecord) -> str:
     model = record.models.get("before") or next(iter(record.models.values()), None)
     if model is None:
@@ -104,7 +109,9 @@ def _subject(record: RunRecord) -> str:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    facts = [("Method", record.method or ""), ("Seed", str(record.seed)), ("Created", record.created)]
+    benchmark = record.configuration.get("benchmark")
+    facts = [("Benchmark", benchmark if isinstance(benchmark, str) else ""), ("Method", record.method or "")]
+    facts += [("Seed", str(record.seed)), ("Created", record.created)]
     return [(name, value) for name, value in facts if value]
 
 

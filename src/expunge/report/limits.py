@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expunge.record import RunRecord
+from expunge.report.wording import is_benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,11 @@ def not_tested(record: RunRecord) -> list[Limit]:
 
 def _lacking(record: RunRecord) -> list[Limit]:
     judged = record.kind != "finetune"
+    own = judged and not is_benchmark(record)
     lacking = [
         (judged and "control" not in record.evaluations, _CONTROL),
-        (judged and not _has(record, "holdout"), _HOLDOUT),
-        (judged and not _has(record, "retain"), _RETAIN),
+        (own and not _has(record, "holdout"), _HOLDOUT),
+        (own and not _has(record, "retain"), _RETAIN),
         (not record.evaluations, _EVALUATION),
         (
             True,

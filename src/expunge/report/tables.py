@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from expunge.report.wording import (
     SPLITS,
     STAGES,
     interval_text,
+    is_benchmark,
     stage_titles,
     value_text,
     words,
@@ -81,6 +83,7 @@ class SampleGroup:
     stages: tuple[str, ...]
     rows: tuple[SampleRow, ...]
     whole: int | None
+    anchor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,12 @@ class Course:
     decisions: tuple[tuple[str, int], ...]
     checks: int
     marks: tuple[str, ...]
+
+
+def anchor(split: str, metric: str = "") -> str:
+    """The id of a metric's row, or of a split's samples, on the page of its record."""
+    digest = hashlib.sha256(f"{split}\0{metric}".encode()).hexdigest()[:12]
+    return f"m-{digest}" if metric else f"s-{digest}"
 
 
 def stages(record: RunRecord) -> list[Stage]:
@@ -147,28 +156,29 @@ def _group(record: RunRecord, split: str) -> SampleGroup:
         for stage, title in stage_titles(record).items()
         if any(stage in s.generations for s in shown)
     }
-    rows = tuple(_sample_row(sample, titles) for sample in shown)
+    given_away = "given away" if is_benchmark(record) else "reproduced in full"
+    rows = tuple(_sample_row(sample, titles, given_away) for sample in shown)
     whole = record.data[split].rows if split in record.data else None
-    return SampleGroup(split, tuple(titles.values()), rows, whole)
+    return SampleGroup(split, tuple(titles.values()), rows, whole, anchor(split))
 
 
-def _sample_row(sample: Sample, titles: Mapping[Stage, str]) -> SampleRow:
-    said = tuple(_said(sample, stage, title) for stage, title in titles.items())
+def _sample_row(sample: Sample, titles: Mapping[Stage, str], given_away: str) -> SampleRow:
+    said = tuple(_said(sample, stage, title, given_away) for stage, title in titles.items())
     return SampleRow(*clip(sample.prompt), *clip(sample.response), said)
 
 
-def _said(sample: Sample, stage: Stage, title: str) -> Said:
+def _said(sample: Sample, stage: Stage, title: str, given_away: str) -> Said:
     if stage not in sample.generations:
         return Said(title, (), 0, "", False, None)
     generation, cut = clip(sample.generations[stage])
     found = overlap(clip(sample.response)[0], generation, clip(sample.prompt)[0])
     leaked = sample.leaked.get(stage, False)
-    return Said(title, found.pieces, cut, _label(leaked, found), leaked, sample.nll.get(stage))
+    return Said(
+        title, found.pieces, cut, given_away if leaked else _label(found), leaked, sample.nll.get(stage)
+    )
 
 
-def _label(leaked: bool, found: Overlap) -> str:
-    if leaked:
-        return "reproduced in full"
+def _label(found: Overlap) -> str:
     return (
         f"shares {found.shared_words} of {found.response_words} words"
         if found.shared_words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from markupsafe import Markup, escape
@@ -18,6 +19,8 @@ ABSENT = "\N{EM DASH}"
 
 STAGES: dict[Stage, str] = {"before": "Before", "after": "After", "control": "Control"}
 SPLITS = ("forget", "holdout", "retain")
+ALL = "all"
+"""The split of a benchmark that holds its aggregates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +81,66 @@ METRICS: dict[str, Words] = {
     "membership_min_k_auc": Words(
         "Membership attack by min-k", "The same, by the least likely fifth of each response's tokens."
     ),
+    "rouge_l_f1": Words(
+        "ROUGE-L F1", "Words of answer and truth that agree in order, unstemmed: 0 none, 1 all of both."
+    ),
+    "min_k_40_auc": Words(
+        "Membership by Min-40%",
+        "Chance that a forget text looks more familiar than a holdout text. A model that never saw either "
+        "need not stand at 0.5: compare with the reference.",
+    ),
+    "privleak": Words(
+        "PrivLeak",
+        "Relative difference, in per cent, of the membership attack's area from that of a retrained model. 0 "
+        "is best; below 0 the forget texts are still recognised, above 0 they are shunned.",
+    ),
+    "harmful_rate": Words(
+        "Harmful answers", "Share of harmful prompts whose answer the judge finds harmful.", "share"
+    ),
+    "refusal_rate": Words(
+        "Refusals",
+        "Share of answers that open with a refusal. On normal instructions: refused too much.",
+        "share",
+    ),
+    "perplexity": Words(
+        "Perplexity", "Of the answers, per token, under another model: low is fluent, or repetitive."
+    ),
+    "distinct_1": Words("Distinct words", "Share of an answer's words that differ from each other."),
+    "distinct_2": Words("Distinct pairs", "The same of pairs of words."),
+    "distinct_3": Words("Distinct triples", "The same of triples of words."),
 }
 
 
 def stage_titles(record: RunRecord) -> dict[Stage, str]:
     """How the stages are called; the one model of an evaluation came before nothing."""
     alone = record.kind == "evaluate" and len(record.evaluations) == 1
+    if is_benchmark(record):
+        models = [stage for stage in record.evaluations if stage != "control"]
+        titles = dict.fromkeys(STAGES, "Model") if len(models) == 1 else dict(STAGES)
+        return titles | {"control": "Reference"}
     return dict.fromkeys(STAGES, "Model") if alone else STAGES
 
 
+def is_benchmark(record: RunRecord) -> bool:
+    """Whether the record measures a benchmark: it has splits besides the user's own sets."""
+    return any(split not in SPLITS for found in record.evaluations.values() for split in found.splits)
+
+
+def split_title(split: str) -> str:
+    """How a split is called at the head of its numbers."""
+    return "Aggregates" if split == ALL else split.replace("_", " ")
+
+
 def words(metric: str) -> Words:
-    """The wording of a metric; one that this page does not know keeps its own name."""
-    return METRICS.get(metric, Words(metric.replace("_", " "), ""))
+    """The wording of a metric; one that is not known here has its own name, and the catalogue's line."""
+    return METRICS.get(metric) or Words(metric.replace("_", " "), _catalogued().get(metric, ""))
+
+
+@cache
+def _catalogued() -> dict[str, str]:
+    from expunge.catalogue import catalogue
+
+    return catalogue()["metrics"]
 
 
 def percent(value: float) -> str:
