@@ -74,7 +74,9 @@ def read_log(path: Path) -> Scores:
     log = _read_json(path)
     if wrong := [key for key, found in log.items() if not isinstance(found, dict)]:
         shown = type(log[wrong[0]]).__name__
-        raise UsageError(f"{path}: {wrong[0]!r} must be an object; found a {shown}. Copy the file again.")
+        raise UsageError(
+            f"{path}: {wrong[0]!r} must be an object; found a {shown}. Name the log, not its summary."
+        )
     if any(task in log for task in TASKS.values()):
         tasks = {name: log[task] for name, task in TASKS.items() if task in log}
         return Scores({name: _from_task(_Log(found, path), name) for name, found in tasks.items()})
