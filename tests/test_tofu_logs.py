@@ -306,6 +306,15 @@ def test_a_log_without_a_component_has_no_utility_and_says_so(written, tmp_path)
     assert any("model utility: one of its nine" in note for note in found.notes)
 
 
+def test_a_reference_attacked_on_other_records_is_refused(written, tmp_path):
+    def change(log):
+        del log["mia_min_k"]["holdout"]["value_by_index"]["5"]
+
+    other = edited(written["reference"][1], tmp_path, change)
+    with pytest.raises(UsageError, match=r"same forget and holdout records.* has 6 and 6, .* has 6 and 5"):
+        from_tofu_logs(written["model"][1], other)
+
+
 def drop_row(log):
     del log["eval_log.json"]["rougeL_recall"]["4"]
 
@@ -313,6 +322,10 @@ def drop_row(log):
 def drop_middle(log):
     for columns in log["eval_log.json"].values():
         columns.pop("2")
+
+
+def empty(log):
+    log["eval_log.json"] = []
 
 
 def spoil(log):
@@ -324,6 +337,7 @@ def spoil(log):
     [
         (drop_row, "all results on retain must be of the same questions; found .*4 of rougeL_recall"),
         (drop_middle, "must have rows 0 to 3; some are missing"),
+        (empty, "'eval_log.json' must be an object; found a list"),
         (spoil, "'avg_gt_loss' must map indices to results .*high"),
     ],
 )
@@ -336,7 +350,7 @@ def test_broken_logs_are_refused(written, tmp_path, change, message):
     ("content", "message"),
     [
         ('{"forget_verbmem_ROUGE": {"agg_value": 1}}', "must be a TOFU log; it seems to be of MUSE"),
-        ('{"accuracy": 1}', "something else .it holds accuracy."),
+        ('{"accuracy": {}}', "something else .it holds accuracy."),
         ("[1]", "must hold a JSON object; found a list"),
         ("{", "must be JSON"),
     ],

@@ -72,6 +72,11 @@ def read_log(path: Path) -> Scores:
         UsageError: The file is missing or malformed, or of another benchmark.
     """
     log = _read_json(path)
+    if wrong := [key for key, found in log.items() if not isinstance(found, dict)]:
+        shown = type(log[wrong[0]]).__name__
+        raise UsageError(
+            f"{path}: {wrong[0]!r} must be an object; found a {shown}. Name the log, not its summary."
+        )
     if any(task in log for task in TASKS.values()):
         tasks = {name: log[task] for name, task in TASKS.items() if task in log}
         return Scores({name: _from_task(_Log(found, path), name) for name, found in tasks.items()})
@@ -111,11 +116,11 @@ class _Log:
 
     def column(self, name: str, of: Callable[[Any], Any], inside: str | None = None) -> list[Any] | None:
         """Values of a column in the order of their indices; None if the log does not have it."""
-        found = self.columns.get(name)
-        found = found.get(inside) if inside is not None and isinstance(found, dict) else found
-        if found is None:
-            return None
         try:
+            found = self.columns.get(name)
+            found = found.get(inside) if found is not None and inside is not None else found
+            if found is None:
+                return None
             ordered = sorted(found.items(), key=lambda item: int(item[0]))
             values = [of(value) for _, value in ordered]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -211,9 +216,8 @@ def _from_open_unlearning(log: _Log) -> Scores:
         return float(found["score"])
 
     def attack(name: str) -> tuple[list[float], list[float]] | None:
-        found = log.columns[name]
         sides = [
-            _Log(found, log.path).column(side, lambda row: -float(row["score"]), values)
+            _Log(log.columns[name], log.path).column(side, lambda row: -float(row["score"]), values)
             for side in ("forget", "holdout")
         ]
         return None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
@@ -261,6 +265,7 @@ def _check_same_questions(ours: Scores, theirs: Scores, path: Path, reference: P
             f"Forget quality compares two models on the same questions. {path} has {len(mine)} forget rows, "
             f"{reference} has {len(other)}. {fix}"
         )
+    _check_same_attack(ours, theirs, path, reference)
     if not (any(question.response for question in mine) and any(question.response for question in other)):
         return False
     for row, (one, two) in enumerate(zip(_texts(mine), _texts(other), strict=True)):
@@ -270,6 +275,17 @@ def _check_same_questions(ours: Scores, theirs: Scores, path: Path, reference: P
                 f"{one[0]!r:.80}, of {reference} it is {two[0]!r:.80}. {fix}"
             )
     return True
+
+
+def _check_same_attack(ours: Scores, theirs: Scores, path: Path, reference: Path) -> None:
+    """Refuse membership scores, which privleak compares, of other numbers of records."""
+    sizes = [[len(side) for side in of.attacks.get("min_k", ())] for of in (ours, theirs)]
+    if all(sizes) and sizes[0] != sizes[1]:
+        mine, other = (" and ".join(map(str, found)) for found in sizes)
+        raise UsageError(
+            f"Privleak compares two models on the same forget and holdout records. {path} has {mine}, "
+            f"{reference} has {other}. Name the log of the retain model on the same sets."
+        )
 
 
 def _texts(questions: Sequence[Question]) -> list[tuple[str, str]]:

@@ -77,7 +77,7 @@ class Scores:
 
 def probability(question: Question) -> float | None:
     """P(answer | question)^(1/tokens), section 2.2; None if the answer was not scored."""
-    return None if question.answer is None else math.exp(-question.answer.nll)
+    return None if question.answer is None else min(math.exp(-question.answer.nll), 1.0)
 
 
 def normalised_probability(question: Question) -> float | None:
@@ -89,7 +89,7 @@ def normalised_probability(question: Question) -> float | None:
     if question.answer is None or not question.perturbed:
         return None
     nlls = np.array([question.answer.nll, *(wrong.nll for wrong in question.perturbed)])
-    return float(np.exp(-nlls[0] - logsumexp(-nlls)))
+    return min(float(np.exp(-nlls[0] - logsumexp(-nlls))), 1.0)
 
 
 def log_ratio(question: Question, mean: Mean = "geometric") -> float | None:

@@ -104,13 +104,23 @@ class Tofu:
         return replace(records, rows=asked) if isinstance(records, Records) else asked
 
     def _check(self, tables: Tables, whose: str) -> None:
-        for name, records in self.sets.items():
+        for name, rows in self._sizes():
             found = len(tables[name].scores) if name in tables else 0
-            if found != len(records):
+            if found != rows:
                 raise UsageError(
-                    f"The results of {whose} must be of the same questions: {len(records)} of {name}; got "
+                    f"The results of {whose} must be of the same questions: {rows} of {name}; got "
                     f"{found}. Evaluate both models with the same data and options."
                 )
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        """Rows of each part."""
+        for name, of in self.questions.items():
+            yield name, len(of.records)
+            yield f"{name}/perturbed", sum(map(len, of.perturbed))
+            if name not in OPTIONS:
+                yield f"{name}/paraphrased", len(of.paraphrased)
+        if self.holdout is not None:
+            yield "holdout", len(self.holdout)
 
     def _scores(self, tables: Tables, reference: Tables | None) -> Scores:
         answers = [membership.without_end(scores) for scores in tables["forget"].scores]
