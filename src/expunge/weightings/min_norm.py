@@ -20,7 +20,8 @@ class MinNorm:
     Solves $\min_{w \in \Delta_m} w^\top G w$. For the minimiser $\langle d, g_i \rangle \ge
     \lVert d \rVert^2$: a step along $-d$ lowers every objective. Zero exactly where the objectives are Pareto
     stationary. Up to 8 objectives every face of the simplex is tried, and the answer is exact to rounding;
-    beyond, TorchJD's Frank–Wolfe iteration.
+    beyond, TorchJD's Frank–Wolfe iteration. Where gradients cancel out, the Gramian knows what is left of
+    them only to 1e-8 of their lengths.
 
     Example:
         >>> MinNorm()(torch.tensor([[1., 0.], [0., 3.]]), torch.zeros(2))
