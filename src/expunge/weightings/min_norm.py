@@ -28,7 +28,7 @@ class MinNorm:
         tensor([0.7500, 0.2500], dtype=torch.float64)
 
     Reference:
-        Désidéri (2012), algorithm 1; Sener and Koltun (2018), arXiv 1810.04650, equation 3.
+        Désidéri (2012); Sener and Koltun (2018), arXiv 1810.04650.
     """
 
     needs_gramian = True
