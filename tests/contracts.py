@@ -1,8 +1,9 @@
 """Laws shared by all implementations, as named assertions over sampled matrices.
 
 Adding a weighting or a step size to the suite is adding a line to the list of its test module.
-Directions are checked on the explicit vectors, to a slack of 1e-11 of the lengths that are added up:
-the rounding of the sum itself, times what the condition of the matrix lets through.
+Directions are checked on the explicit vectors, to a slack relative to the lengths that are added up:
+`SLACK` where the gradients are independent, `CANCELLED` where they may cancel out. A Gramian in float64 is
+good to 1e-16 of squared lengths, so what is left of gradients that cancel is known to 1e-8 of their length.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from expunge.step_sizes import Line, StepSize, WithinBudget
 from expunge.weightings import Stateful, Weighting
 
-SLACK = 1e-11
+SLACK, CANCELLED = 1e-10, 1e-8
 
 
 def jacobian(seed: int, m: int, n: int, rank: int, scale: float) -> Tensor:
@@ -133,7 +134,7 @@ def assert_resumes(make: Callable[[], Weighting], gradients: list[Tensor]) -> No
     assert repr(whole) == name
 
 
-def quadratic(slope: float, curvature: float, rate: float, rise: float = 0.0) -> Line:
+def quadratic(slope: float, curvature: float, rate: float, rise: float = 0.0, rows: int = 3) -> Line:
     """The line that a retain loss L(x) = 2 − slope·x + curvature·x²/2 shows at x = k·rate.
 
     Args:
@@ -141,18 +142,19 @@ def quadratic(slope: float, curvature: float, rate: float, rise: float = 0.0) ->
         curvature: Second derivative.
         rate: η.
         rise: By how much L(0) stands above the start.
+        rows: All alike.
     """
 
     def loss(k: int) -> Tensor:
         x = k * rate
-        return torch.full((3,), 2 - slope * x + curvature * x * x / 2, dtype=torch.float64)
+        return torch.full((rows,), 2 - slope * x + curvature * x * x / 2, dtype=torch.float64)
 
-    return Line(minus=loss(-1), zero=loss(0), plus=loss(1), tokens=torch.ones(3), start=loss(0) - rise)
+    return Line(minus=loss(-1), zero=loss(0), plus=loss(1), tokens=torch.ones(rows), start=loss(0) - rise)
 
 
 def assert_finds_minimum_of_quadratic(rule: StepSize, slope: float, curvature: float, rate: float) -> None:
     """Repeated measurement converges to slope / curvature, the exact minimiser, from any start."""
-    for _ in range(200):
+    for _ in range(40):
         rate = rule(rate, quadratic(slope, curvature, rate)).learning_rate
     assert math.isclose(rate, slope / curvature, rel_tol=1e-4)
 
@@ -161,7 +163,7 @@ def assert_spends_the_budget_on_quadratic(
     rule: WithinBudget, slope: float, curvature: float, rate: float, rise: float
 ) -> None:
     """Repeated measurement converges to the η whose `every` steps end exactly at the tolerance."""
-    for _ in range(200):
+    for _ in range(40):
         rate = rule(rate, quadratic(slope, curvature, rate, rise)).learning_rate
     x = rule.every * rate
     assert math.isclose(rise - slope * x + curvature * x * x / 2, rule.tolerance, rel_tol=1e-3)

@@ -133,7 +133,7 @@ def test_finetune_takes_several_files(data, model_folder, tmp_path):
 def test_list_names_every_choice(capsys):
     assert call("list") == 0
     printed = capsys.readouterr().out
-    for name in ("ngdiff", "grad-diff", "grad-ascent", "Normalized", "records", "leak"):
+    for name in ("ngdiff", "grad-diff", "grad-ascent", "dual-space-mgda", "records", "leak"):
         assert name in printed
     assert call("list", "methods") == 0
     assert "Normalized" not in capsys.readouterr().out

@@ -59,8 +59,8 @@ SYMMETRIC = [
 SYMMETRIC += ["mean", "mgda", "sum", "upgrad", "cr-mogm"]
 UNIT_FREE = [Normalized(), LossNormalized()]
 HOMOGENEOUS = [DualSpaceMGDA, MinNorm, BiLevel]
-NON_CONFLICTING = {"dual-space-mgda": contracts.SLACK, "min-norm": contracts.SLACK}
-NON_CONFLICTING |= {"upgrad": 1e-4, "dualproj": 1e-4}  # solved iteratively, as they stand
+NON_CONFLICTING = {"dual-space-mgda": contracts.CANCELLED, "min-norm": contracts.CANCELLED}
+NON_CONFLICTING |= {"upgrad": 1e-3, "dualproj": 1e-3}  # regularised by 1e-4 of the longest gradient
 FEWEST = {"krum": 3}
 
 
@@ -151,6 +151,8 @@ def test_direction_has_the_scale_of_the_gradients(kind, gradients, power):
 @given(gradients=contracts.jacobians())
 @settings(max_examples=60, deadline=None)
 def test_no_objective_is_hurt(name, slack, gradients):
+    if slack > contracts.CANCELLED:
+        gradients = torch.nn.functional.normalize(gradients, dim=1)
     contracts.assert_non_conflicting(weighting_of(name, len(gradients)), gradients, slack)
 
 
@@ -226,6 +228,7 @@ def test_dual_space_is_mgda_on_what_no_other_gradient_shares(gradients):
     weighting = DualSpaceMGDA()
     ours = contracts.direction(weighting, gradients)
     if weighting.fallbacks == 0:
+        contracts.assert_non_conflicting(weighting, gradients)
         oracle = min_norm_oracle(torch.stack(parts))
         assert float((ours - oracle).norm()) <= 1e-6 * float(oracle.norm())
 
@@ -313,7 +316,8 @@ def test_constant_ignores_the_gradients():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_torchjd_through_the_gramian_equals_its_aggregator_on_the_jacobian(name, gradients):
     m = len(gradients)
-    if m < FEWEST.get(name, 1):
+    dependent = int(torch.linalg.matrix_rank(gradients)) < m
+    if m < FEWEST.get(name, 1) or (name == "nash-mtl" and dependent):  # a bargain that has no solution
         return
     weighting = weighting_of(name, m)
     ours = contracts.direction(weighting, gradients)
@@ -355,7 +359,7 @@ def test_stateful_weightings_resume_exactly(name):
     contracts.assert_resumes(lambda: weighting_of(name, 3), steps)
 
 
-@pytest.mark.parametrize("name", ["pcd", "cr-mogm", "nash-mtl"])
+@pytest.mark.parametrize("name", [name for name in ("pcd", "cr-mogm", "nash-mtl") if name in MAKE])
 def test_a_step_with_fewer_objectives_leaves_the_memory_alone(name):
     weighting = weighting_of(name, 3)
     gradients = contracts.jacobian(3, 3, 12, 3, 0.01)

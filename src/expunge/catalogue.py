@@ -7,14 +7,14 @@ from typing import Any
 
 from expunge.benchmarks import muse, records, safety
 from expunge.methods import METHODS
-from expunge.weightings import Constant, Normalized, TorchJD
+from expunge.weightings import WEIGHTINGS
 
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Kind -> name -> one line."""
     return {
         "methods": _lines(METHODS),
-        "weightings": _lines({kind.__name__: kind for kind in (Constant, Normalized, TorchJD)}),
+        "weightings": _lines(WEIGHTINGS),
         "benchmarks": {"records": "Your own forget, retain and holdout records."},
         "metrics": {**records.METRICS, **muse.METRICS, **safety.METRICS},
     }

@@ -176,8 +176,8 @@ class WithinBudget:
 
     Example:
         >>> two = torch.ones(2)
-        >>> line = Line(minus=two * 0.99, zero=two, plus=two * 1.03, tokens=two, start=two)
-        >>> WithinBudget(tolerance=0.03, every=1)(1e-4, line)
+        >>> line = Line(minus=two * 0.75, zero=two, plus=two * 1.75, tokens=two, start=two)
+        >>> WithinBudget(tolerance=0.75, every=1)(1e-4, line)
         Proposal(learning_rate=0.0001, decision='within budget')
     """
 

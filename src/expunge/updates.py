@@ -34,7 +34,7 @@ def sign_gradient(parameters: Sequence[nn.Parameter]) -> None:
         tensor([ 1., -1.,  0.])
 
     Reference:
-        Bernstein et al. (2018), arXiv 1802.04434; arXiv 2510.00761, section 4.
+        Bernstein et al. (2018), arXiv 1802.04434; Lang et al. (2025), arXiv 2510.00761.
     """
     for parameter in parameters:
         if parameter.grad is not None:
@@ -59,7 +59,7 @@ def sign_update(parameters: Sequence[Tensor], before: Sequence[Tensor], learning
         tensor([0.5000, 2.5000, 5.0000])
 
     Reference:
-        arXiv 2510.00761, section 4.
+        Lang et al. (2025), arXiv 2510.00761.
     """
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be positive; got {learning_rate}.")
@@ -97,8 +97,8 @@ class ZerothOrder:
         True
 
     Reference:
-        Nesterov and Spokoiny (2017), "Random gradient-free minimization of convex functions", equation 26;
-        arXiv 2510.00761, section 4.
+        Nesterov and Spokoiny (2017), "Random gradient-free minimization of convex functions";
+        Lang et al. (2025), arXiv 2510.00761.
     """
 
     radius: float = 1e-3

@@ -32,7 +32,8 @@ class BiLevel:
         tensor([1.5000, 1.0000], dtype=torch.float64)
 
     Reference:
-        arXiv 2506.08164, algorithm 1.
+        Reisizadeh et al. (2025), arXiv 2506.08164; the rule as in github.com/OptimAI-Lab/BLURLLMUnlearning,
+        where γ is 1.
     """
 
     lower: int = 0

@@ -38,7 +38,7 @@ class DualSpaceMGDA:
         tensor([0.7500, 0.2500], dtype=torch.float64)
 
     Reference:
-        arXiv 2412.20412, section III.
+        Pan et al. (2025), arXiv 2412.20412 (DS-MGDA).
     """
 
     tolerance: float = 1e-6

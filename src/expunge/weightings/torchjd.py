@@ -126,6 +126,8 @@ class NashMTL:
             self._build(2)  # refuses bad arguments at once
 
     def __call__(self, gramian: Float[Tensor, "m m"], losses: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        if not gramian.any():
+            return torch.zeros(len(gramian), dtype=torch.float64)
         if len(gramian) == 1:  # nobody to bargain with, and more than the solver can state
             return self._alone(gramian.double()[0])
         if self._solver is None:
