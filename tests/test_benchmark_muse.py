@@ -20,7 +20,8 @@ from expunge.benchmarks import muse
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.collate import Encoded
 from expunge.errors import UsageError
-from expunge.scoring import Generation, TokenScores
+from expunge.generation import Generation
+from expunge.scoring import TokenScores
 from expunge.tables import Part, Table, Tables, examine
 
 TOKENS = {"VERBATIM_TOKENS": 12, "KNOWLEDGE_TOKENS": 9}

@@ -18,7 +18,8 @@ from expunge.benchmarks import safety
 from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.judges import Classifier, Rule, judged, load_judge, verdict
 from expunge.errors import UsageError
-from expunge.scoring import Generation, TokenScores
+from expunge.generation import Generation
+from expunge.scoring import TokenScores
 from expunge.tables import Table, Tables, examine
 
 SORRY = "I’m sorry, but I cannot help with that."

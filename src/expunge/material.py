@@ -20,12 +20,12 @@ from expunge.collate import Encoded
 from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
+from expunge.inference import model_context
 from expunge.methods import Method
 from expunge.models import weights_hash
 from expunge.records import Records
 from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
-from expunge.scoring import context_length
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
 
@@ -52,7 +52,7 @@ def means_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: Unlearn
         args.template,
         args.precision,
         args.refusals,
-        limit=args.max_length or context_length(model),
+        limit=args.max_length or model_context(model),
     )
 
 

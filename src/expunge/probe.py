@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from expunge.inference import evaluating
 from expunge.logits import label_positions
 from expunge.objectives import TokenLogits
 from expunge.observation import Batch, token_logits
-from expunge.scoring import evaluating
 from expunge.step_sizes import Line
 
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from expunge.inference import evaluating
 from expunge.methods import Method
 from expunge.objectives import Objective, Reference, TokenLogits
 from expunge.observation import Batch, observe, sources_of
-from expunge.scoring import evaluating
 
 
 def cached_sources(method: Method) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
-from expunge.scoring import context_length, evaluating
+from expunge.inference import evaluating, model_context
 
 ROWS = 16
 """Prompts continued at once."""
@@ -43,7 +43,7 @@ def sample_texts(
     generator = next((module for module in model.modules() if isinstance(module, GenerationMixin)), None)
     if generator is None:
         raise ValueError(f"`model` must be or hold a model that can generate; got {type(model).__name__}.")
-    context = context_length(model) or max(map(len, prompts), default=0) + tokens
+    context = model_context(model) or max(map(len, prompts), default=0) + tokens
     order = sorted((i for i, p in enumerate(prompts) if len(p) < context), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     with evaluating(model, precision) as device, _sampling(generator, tokenizer, ends), _seeded(seed, device):

@@ -63,7 +63,7 @@ def find_recipe(name: str) -> Method | Callable[..., Method]:
     if not names_object(name):
         raise UsageError(
             f"--method must be one of {', '.join(METHODS)}; got {name!r}. "
-            f"{_nearest(name, METHODS)}See expunge list methods, or name your own as FILE.py:NAME."
+            f"{nearest(name, METHODS)}See expunge list methods, or name your own as FILE.py:NAME."
         )
     found = load_object(name, "--method", METHODS)
     if not isinstance(found, Method) and not callable(found):
@@ -89,7 +89,7 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
         if key not in known:
             raise UsageError(
                 f"--set must name a setting; {key!r} is none. "
-                f"{_nearest(key, candidates)}Settings are the fields of UnlearningArguments and the "
+                f"{nearest(key, candidates)}Settings are the fields of UnlearningArguments and the "
                 "arguments of the method."
             )
     hints = get_type_hints(UnlearningArguments)
@@ -150,6 +150,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The hint "Did you mean …? ", or nothing where nothing is near."""
     near = difflib.get_close_matches(name, list(candidates), n=1)
     return f"Did you mean {near[0]}? " if near else ""

@@ -21,12 +21,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
-from expunge.collate import Encoded, collate, encode
+from expunge.collate import Encoded, Encoding, collate
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
 from expunge.events import StepEvents, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
+from expunge.inference import model_context
 from expunge.interrupt import Interrupt
 from expunge.material import check_demands, complete, fingerprint, means_of, streams
 from expunge.methods import Method
@@ -35,7 +36,6 @@ from expunge.observation import Batch, count
 from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
-from expunge.scoring import context_length
 from expunge.selectors import Responses
 
 PROBE_BATCH = 8
@@ -89,7 +89,7 @@ class Unlearner(Trainer):
         _check_precision(model)
         check_demands(method, model, args)
         self.method = method
-        self.context = context_length(model)
+        self.context = model_context(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
         made = complete(records, method, args, means_of(model, processing_class, args))
         self.records = records | {name: found.records for name, found in made.items()}
@@ -152,14 +152,10 @@ class Unlearner(Trainer):
     # -- data ------------------------------------------------------------------------------------
 
     def _encode(self, name: str, records: Records, args: UnlearningArguments) -> list[Encoded]:
-        return encode(
-            records,
-            self.tokenizer,
-            template=args.template,
-            max_length=args.max_length or (self.context if is_derived(name) else None),
-            context=self.context,
-            name=name,
-        )
+        """A derived response that exceeds the context is cut; a record of the user's is refused."""
+        longest = args.max_length or (self.context if is_derived(name) else None)
+        encoding = Encoding(args.template, longest)
+        return encoding.rows(records, self.tokenizer, context=self.context, name=name)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""
@@ -189,7 +185,10 @@ class Unlearner(Trainer):
             self.records["forget"],
             self.encoded.get("holdout"),
             CheckSettings(
-                args.check_rows, args.seed, args.template, args.max_length or self.context, args.precision
+                args.check_rows,
+                args.seed,
+                Encoding(args.template, args.max_length or self.context),
+                args.precision,
             ),
         )
 

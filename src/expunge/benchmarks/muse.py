@@ -22,11 +22,12 @@ from transformers import PreTrainedTokenizerBase
 from expunge.benchmarks.benchmark import Answer, Measured
 from expunge.collate import Encoded, encode, encode_prompt
 from expunge.errors import UsageError
+from expunge.generation import Generation
 from expunge.intervals import Array, aggregate, mean, membership_auc, share
 from expunge.metrics import min_k, rouge_l_recall
 from expunge.record import Metric
 from expunge.records import Record, Records, read_records
-from expunge.scoring import Generation, TokenScores
+from expunge.scoring import TokenScores
 from expunge.sources import FORMATS
 from expunge.tables import Part, Tables
 

@@ -67,8 +67,9 @@ class ReferenceModel:
         self.name, self.template = source, template
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> Sequence[tuple[float, int]]:
+        from expunge.inference import model_context
         from expunge.models import load_model, load_tokenizer
-        from expunge.scoring import context_length, score
+        from expunge.scoring import score
 
         tokenizer, model = load_tokenizer(self.name), load_model(self.name)
         said = [i for i, answer in enumerate(answers) if answer.strip()]
@@ -76,7 +77,7 @@ class ReferenceModel:
             [Record(prompts[i], answers[i]) for i in said],
             tokenizer,
             template=self.template,
-            max_length=context_length(model),
+            max_length=model_context(model),
             name="answers",
         )
         found = [(0.0, 0)] * len(answers)
