@@ -40,8 +40,8 @@ class DualAscent:
         {'steps': 1.0, 'dual.1': 101.0}
 
     Reference:
-        Entesari et al. (2025), arXiv 2506.05314; the move as in open-unlearning's `PDU`, which makes it once per
-        micro-batch and rank.
+        Entesari et al. (2025), arXiv 2506.05314; the move as in open-unlearning's `PDU`, which makes it
+        once per micro-batch and rank.
     """
 
     weights: tuple[float, ...]
