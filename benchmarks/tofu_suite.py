@@ -25,7 +25,6 @@ from expunge.collate import IGNORED, collate
 from expunge.environment import environment, peak_memory
 from expunge.heap import keep_freed_memory
 from expunge.models import load_model, load_tokenizer
-from expunge.scoring import context_length
 from expunge.tables import Part, Tables, examine
 
 BATCH = 32
@@ -34,7 +33,7 @@ BATCH = 32
 def ours(benchmark: tofu.Tofu, model: Any, tokenizer: Any, precision: str) -> dict[str, Any]:
     """One pass of each kind over everything, then the metrics."""
     start = time.perf_counter()
-    parts = benchmark.parts(tokenizer, context_length(model))
+    parts = benchmark.parts(tokenizer, None)
     encoded = time.perf_counter()
     tables = examine(model, tokenizer, parts, precision=precision)
     examined = time.perf_counter()
@@ -63,7 +62,7 @@ def rates(tables: Tables, stages: Mapping[str, float]) -> dict[str, Any]:
 
 def baseline(benchmark: tofu.Tofu, model: Any, tokenizer: Any, precision: str) -> dict[str, Any]:
     """The same quantities metric by metric, as evaluation suites commonly do it."""
-    parts = benchmark.parts(tokenizer, context_length(model))
+    parts = benchmark.parts(tokenizer, None)
     device = next(model.parameters()).device
     seconds: dict[str, float] = {}
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
