@@ -128,6 +128,6 @@ def _plain(value: Any) -> Any:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """ "Did you mean …? ", or nothing where nothing is near."""
+    """Ask whether the nearest name was meant; say nothing where none is near."""
     near = difflib.get_close_matches(name, list(candidates), n=1)
     return f"Did you mean {near[0]}? " if near else ""
