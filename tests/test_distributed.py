@@ -1,4 +1,4 @@
-"""Two ranks (gloo) give the update of one process, and every rank the same learning rate."""
+"""Two ranks (gloo) give the update of one process and the tables of one, each with a share of the work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from distributed_run import train
+from scoring_run import found
 
 METHODS = ("ngdiff-gen", "grad-diff", "ngdiff", "preference", "divergence", "selected")
 
@@ -19,10 +20,17 @@ METHODS = ("ngdiff-gen", "grad-diff", "ngdiff", "preference", "divergence", "sel
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> Path:
     """A folder with what each of two ranks found, for every method, from one launch."""
-    here, folder = Path(__file__).parent, tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("ranks")
+    launch("distributed_run.py", str(folder), *METHODS)
+    return folder
+
+
+def launch(script: str, *words: str) -> None:
+    """Run a script of this folder on two ranks."""
+    here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
-        [*command, str(here / "distributed_run.py"), str(folder), *METHODS],
+        [*command, str(here / script), *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -30,7 +38,6 @@ def ranks(tmp_path_factory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -46,3 +53,24 @@ def test_two_ranks_equal_two_micro_batches(method, ranks, tmp_path):
         weights = torch.load(ranks / f"{method}-{rank}.pt")
         for name, value in alone.model.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_two_ranks_share_the_passes(tmp_path):
+    """Nothing is done twice, and both ranks get all of it."""
+    launch("scoring_run.py", str(tmp_path))
+    alone = found(None)
+    ranks = [json.loads((tmp_path / f"scoring-{rank}.json").read_text()) for rank in (0, 1)]
+    for way in ("shared", "wrapped", "fresh", "kept"):
+        for rank in ranks:
+            ours = rank[way]
+            assert ours["texts"] == alone["texts"]
+            for name in ("log_probs", "deviations"):
+                for a, b in zip(ours[name], alone[name], strict=True):
+                    assert a == pytest.approx(b, abs=1e-5)
+            assert ours["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+            assert ours["progress"] == 0
+        done = [rank[way]["forwards"] for rank in ranks]
+        if way == "kept":
+            assert done == [0, 0]
+        else:
+            assert 0.3 * alone["forwards"] < min(done) <= max(done) < 0.75 * alone["forwards"]

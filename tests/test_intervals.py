@@ -213,3 +213,94 @@ def test_resampling_is_seeded() -> None:
     values = list(np.random.default_rng(6).normal(size=30))
     assert intervals.mean(values, seed=1) == intervals.mean(values, seed=1)
     assert intervals.mean(values, seed=1) != intervals.mean(values, seed=2)
+
+
+# --- functions of several samples
+
+
+def difference(drawn: dict[str, np.ndarray]) -> float:
+    return float(drawn["a"].mean() - drawn["b"].mean())
+
+
+def test_interval_of_a_difference_is_that_of_the_normal_limit() -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(3, 2, 300), rng.normal(1, 1, 200)
+    metric = intervals.aggregate(difference, {"a": list(a), "b": list(b)}, seed=1)
+    half = 1.959964 * math.sqrt(a.var() / 300 + b.var() / 200)
+    assert metric.value == pytest.approx(a.mean() - b.mean())
+    assert metric.n == 500
+    assert (metric.value - metric.low, metric.high - metric.value) == (
+        pytest.approx(half, rel=0.08),
+        pytest.approx(half, rel=0.08),
+    )
+
+
+def test_components_of_one_set_are_drawn_together() -> None:
+    a = np.random.default_rng(8).normal(size=100)
+    samples = {"a": list(a), "b": list(a + 0.5)}
+    apart = intervals.aggregate(difference, samples, resamples=FEW)
+    together = intervals.aggregate(difference, samples, sets={"a": "x", "b": "x"}, resamples=FEW)
+    assert together.value == apart.value == pytest.approx(-0.5)
+    assert (apart.n, together.n) == (200, 100)
+    assert apart.high - apart.low > 0.3
+    assert together.high - together.low == pytest.approx(0, abs=1e-9)
+
+
+def test_groups_of_a_set_are_drawn_whole() -> None:
+    people = np.repeat(np.random.default_rng(9).normal(size=20), 10)
+    samples, groups = {"a": list(people), "b": [0.0]}, {"a": list(np.repeat(np.arange(20), 10))}
+    alone = intervals.aggregate(difference, samples)
+    grouped = intervals.aggregate(difference, samples, groups=groups)
+    assert (grouped.high - grouped.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(10), rel=0.12)
+
+
+def test_an_aggregate_of_one_mean_is_that_mean() -> None:
+    values = list(np.random.default_rng(10).normal(size=60))
+    one = intervals.aggregate(lambda drawn: float(drawn["a"].mean()), {"a": values}, seed=3)
+    mean = intervals.mean(values, seed=3)
+    assert one.value == pytest.approx(mean.value)
+    assert one.low == pytest.approx(mean.low, abs=0.05)
+    assert one.high == pytest.approx(mean.high, abs=0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=10),
+    st.lists(UNIT, min_size=1, max_size=10),
+    st.randoms(use_true_random=False),
+)
+def test_an_aggregate_does_not_depend_on_the_order_of_records(
+    pairs: list[tuple[float, float]], other: list[float], random: object
+) -> None:
+    def harmonic(drawn: dict[str, np.ndarray]) -> float:
+        means = [float(np.sort(values).mean()) for values in drawn.values()]
+        return 3 / sum(1 / max(m, 1e-9) for m in means)
+
+    def metric() -> Metric:
+        samples = {"p": [p for p, _ in pairs], "q": [q for _, q in pairs], "o": other}
+        return intervals.aggregate(harmonic, samples, sets={"p": "s", "q": "s"}, resamples=20)
+
+    first = metric()
+    assert first.low <= first.value <= first.high
+    pairs, other = pairs.copy(), other.copy()
+    random.shuffle(pairs)  # type: ignore[attr-defined]
+    random.shuffle(other)  # type: ignore[attr-defined]
+    assert metric() == first
+
+
+def test_an_aggregate_that_is_not_finite_has_no_interval() -> None:
+    metric = intervals.aggregate(difference, {"a": [math.nan, 1.0], "b": [0.0]}, resamples=9)
+    assert math.isnan(metric.value)
+    assert math.isnan(metric.low)
+    assert math.isnan(metric.high)
+
+
+def test_samples_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match="set 'x' has 2 of a, 1 of b"):
+        intervals.aggregate(difference, {"a": [1.0, 2.0], "b": [1.0]}, sets={"a": "x", "b": "x"})
+    with pytest.raises(ValueError, match="set 'b' has 0 of b"):
+        intervals.aggregate(difference, {"a": [1.0, 2.0], "b": []})
+    with pytest.raises(ValueError, match="2 of a, 3 of its groups"):
+        intervals.aggregate(difference, {"a": [1.0, 2.0], "b": [1.0]}, groups={"a": [1, 2, 3]})
+    with pytest.raises(ValueError, match="resamples"):
+        intervals.aggregate(difference, {"a": [1.0], "b": [1.0]}, resamples=0)

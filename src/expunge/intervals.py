@@ -166,7 +166,8 @@ def aggregate(
         ValueError: A component is empty or of another length than its set or groups; `resamples` is below 1.
 
     Example:
-        >>> aggregate(lambda drawn: float(drawn["a"].mean() - drawn["b"].mean()), {"a": [1, 1], "b": [0, 0]})
+        >>> samples = {"a": [1.0, 1.0], "b": [0.0, 0.0]}
+        >>> aggregate(lambda drawn: float(drawn["a"].mean() - drawn["b"].mean()), samples)
         Metric(value=1.0, low=1.0, high=1.0, n=4)
     """
     if resamples < 1:
