@@ -189,7 +189,9 @@ def evaluate(
         str, Parameter(help="records (your own sets), or a name from expunge list benchmarks.")
     ],
     *,
-    output: Output,
+    output: Annotated[
+        Path | None, Parameter(help="Folder for record.json and report.html; must be new or empty.")
+    ] = None,
     model: Model = "smollm2-135m",
     data: Annotated[str | None, Parameter(help="Folder with a named benchmark's files.")] = None,
     option: Annotated[
@@ -212,6 +214,13 @@ def evaluate(
     cache: Annotated[
         Path | None, Parameter(help="Folder that keeps what models said, for the next evaluation.")
     ] = None,
+    logs: Annotated[
+        Path | None, Parameter(help="tofu: a log of the authors or of OpenUnlearning, in place of --model.")
+    ] = None,
+    reference_logs: Annotated[Path | None, Parameter(help="tofu: the log of the retain model.")] = None,
+    generations: Annotated[
+        Path | None, Parameter(help="lume: the official script's folder, in place of --model.")
+    ] = None,
     template: Template = None,
     prompt_field: PromptField = None,
     response_field: ResponseField = None,
@@ -220,9 +229,17 @@ def evaluate(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Measure what a model says about records, your own or a benchmark's."""
+    """Measure what a model says about records, your own or a benchmark's; or read what others measured."""
     from expunge import api
 
+    if logs or generations or reference_logs:
+        _read_results(
+            benchmark, logs, generations, reference=reference_logs, output=output, seed=seed or 0,
+            overwrite=overwrite, quiet=quiet, as_json=json_,
+        )  # fmt: skip
+        return
+    if output is None:
+        raise UsageError("evaluate needs a folder to write to. Give --output DIR.")
     options = _pairs(option, "--option", "forget=forget05")
     if benchmark != "records" and template is not None:
         options["template"] = template
@@ -393,20 +410,35 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _read_results(
+    benchmark: str, logs: Path | None, generations: Path | None, *, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """What other code measured, as our record and table."""
+    from expunge.foreign import read_results
+
+    fitting = {"tofu": logs, "lume": generations}.get(benchmark)
+    if fitting is None or (logs and generations):
+        raise UsageError("--logs belongs to tofu and --generations to lume. Give the one that fits.")
+    _reporter(silent=True)
+    _show(read_results(benchmark, fitting, **options), options["output"], quiet=quiet, as_json=as_json)
+
+
 def _finish(result: Any, *, quiet: bool, as_json: bool) -> None:
+    _show(result.record, result.folder, quiet=quiet, as_json=as_json)
+    if result.record.stop and result.record.stop.reason == "interrupted":
+        raise SystemExit(130)
+
+
+def _show(record: Any, folder: Path | None, *, quiet: bool, as_json: bool) -> None:
     from pydantic_core import to_json
 
     from expunge.summary import summary, table
 
     if as_json:
-        print(to_json(summary(result.record, result.folder), inf_nan_mode="null").decode())
+        print(to_json(summary(record, folder), inf_nan_mode="null").decode())
     elif not quiet:
         console = Console(highlight=False)
-        for part in table(result.record):
+        for part in table(record):
             console.print(part)
-        if result.folder:
-            console.print(
-                f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, markup=False
-            )
-    if result.record.stop and result.record.stop.reason == "interrupted":
-        raise SystemExit(130)
+        if folder:
+            console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)

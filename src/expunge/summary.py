@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from expunge.record import Metric, RunRecord
+from expunge.report.wording import ALL, is_benchmark
 
 ROWS = {
     "leak": "verbatim leak",
@@ -32,7 +34,7 @@ def table(record: RunRecord) -> Iterator[RenderableType]:
         grid.add_column("set")
         for stage in stages:
             grid.add_column(stage, justify="right")
-        for metric, title in ROWS.items():
+        for metric, title in _titles(record).items():
             for split in _splits(record, metric):
                 values = [record.evaluations[stage].splits.get(split, {}).get(metric) for stage in stages]
                 grid.add_row(title, split, *(map(_cell, values)))
@@ -64,6 +66,15 @@ def summary(record: RunRecord, folder: Path | None) -> dict[str, Any]:
     }
 
 
+def _titles(record: RunRecord) -> dict[str, str]:
+    """Metric -> title of its row: a choice on one's own records; of a benchmark all, aggregates first."""
+    splits = [split for evaluation in record.evaluations.values() for split in evaluation.splits.items()]
+    if not is_benchmark(record):
+        return ROWS
+    ordered = sorted(splits, key=lambda split: split[0] != ALL)
+    return {name: name.replace("_", " ") for _, metrics in ordered for name in metrics}
+
+
 def _splits(record: RunRecord, metric: str) -> list[str]:
     found = [
         split for e in record.evaluations.values() for split, metrics in e.splits.items() if metric in metrics
@@ -72,4 +83,12 @@ def _splits(record: RunRecord, metric: str) -> list[str]:
 
 
 def _cell(metric: Metric | None) -> str:
-    return "–" if metric is None else f"{metric.value:.2f} \\[{metric.low:.2f}, {metric.high:.2f}]"
+    if metric is None:
+        return "–"
+    interval = "" if math.isnan(metric.low) else f" \\[{_number(metric.low)}, {_number(metric.high)}]"
+    return _number(metric.value) + interval
+
+
+def _number(value: float) -> str:
+    """Two digits behind the point, or two that count where these would all be zero."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"

@@ -18,6 +18,7 @@ from expunge.report.components import beside, groups, headlines
 from expunge.report.curves import panels
 from expunge.report.limits import not_tested
 from expunge.report.page import page
+from expunge.report.published import known
 from expunge.report.spans import SHORTEST
 from expunge.report.text import legible
 from expunge.report.tradeoff import tradeoff
@@ -33,19 +34,20 @@ _TITLES = {
 }
 
 
-def write_report(record: RunRecord, folder: Path, published: Sequence[Published] = ()) -> Path:
+def write_report(record: RunRecord, folder: Path, published: Sequence[Published] | None = None) -> Path:
     """Write `report.html` into `folder` atomically and return its path."""
     return write_atomically(folder / "report.html", render(record, published))
 
 
-def render(record: RunRecord, published: Sequence[Published] = ()) -> str:
+def render(record: RunRecord, published: Sequence[Published] | None = None) -> str:
     """The page of a run as one HTML document.
 
     Args:
         record: Of the run.
-        published: Results of others on the same benchmark, to stand beside its own.
+        published: Results of others on the same benchmark, to stand beside its own; None takes those known.
     """
     shown = legible(record)
+    published = known(record) if published is None else published
     view = _view(shown) | _benchmark_view(shown, published)
     return page("report.html.j2", view)
 

@@ -19,6 +19,7 @@ from expunge.report.board import Board, Key, Model, Published, board, column
 from expunge.report.components import bounded
 from expunge.report.curves import Panel
 from expunge.report.page import page
+from expunge.report.published import known
 from expunge.report.svg import PALETTE, draw, styled, to_svg
 from expunge.report.tables import stages
 from expunge.report.text import legible, visible
@@ -45,7 +46,7 @@ def write_leaderboard(
     folders: Sequence[Path],
     output: Path,
     *,
-    published: Sequence[Published] = (),
+    published: Sequence[Published] | None = None,
     series: Series | None = None,
 ) -> Path:
     """Write one page about several output folders, and the page of each folder again: links lead there.
@@ -53,7 +54,7 @@ def write_leaderboard(
     Args:
         folders: Output folders of finished runs, two at least, in the order in which they shall stand.
         output: The HTML file.
-        published: Results of others on the same benchmark.
+        published: Results of others on the same benchmark; None takes those known.
         series: The same runs as a series, to be drawn as curves.
 
     Raises:
@@ -74,7 +75,8 @@ def write_leaderboard(
         Entrant(name, _address(page, output), record)
         for name, page, record in zip(_names(folders), pages, records, strict=True)
     ]
-    return write_atomically(output, render_leaderboard(entrants, published, series))
+    beside = known(records[0]) if published is None else published
+    return write_atomically(output, render_leaderboard(entrants, beside, series))
 
 
 def render_leaderboard(
