@@ -96,7 +96,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
     """Refuse, before anything is computed, what an objective needs and the run cannot give.
 
     Raises:
-        ValueError: A layer that the model lacks; a pair that is not derived; a live reference under FSDP.
+        ValueError: A layer that the model lacks; a pair that is not derived; a live reference or a merge
+            under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
     for objective in method.objectives:
@@ -115,6 +116,16 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
                 f"objective {objective.name!r} must read the forget set to be paired; it reads "
                 f"{objective.source!r}."
             )
+    if method.merge and args.max_steps <= len(method.merge.further):
+        raise ValueError(
+            f"`max_steps` must be at least one for each training of method {method.name!r} "
+            f"({1 + len(method.merge.further)}); got {args.max_steps}."
+        )
+    if method.merge and _sharded(args):
+        raise ValueError(
+            f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
+            "Use one process or DDP."
+        )
     if live_sources(method) and _sharded(args) and not adapter_is_idle(model):
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
