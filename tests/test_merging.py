@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import conftest
 from expunge.merging import TIES, Merge, Sum
 from expunge.methods import Method, task_vector, ties_merge
 from expunge.objectives import NLL, Ascent
@@ -55,6 +56,28 @@ def test_ties_is_that_of_peft(density):
     changes = torch.randn(2, 8, 25, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = merge_utils.ties(list(changes), torch.ones(2), density)
     torch.testing.assert_close(TIES(density)(changes), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+def test_two_adapters_merge_as_in_the_authors_script():
+    """Their `add_weighted_adapter(["model1", "model2"], [1, 1], combination_type="ties", density=0.8)`."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(conftest.build_model(), config, "one")
+    model.add_adapter("two", config)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    model.add_weighted_adapter(["one", "two"], [1.0, 1.0], "both", combination_type="ties", density=0.8)
+    layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear)]
+    assert len(layers) == 4
+    for layer in layers:
+        first, second = (
+            TIES(0.8)(torch.stack([f["one"].weight.data, f["two"].weight.data]))
+            for f in (layer.lora_A, layer.lora_B)
+        )
+        torch.testing.assert_close(layer.scaling["one"] * second @ first, layer.get_delta_weight("both").data)
 
 
 def test_ties_laws():

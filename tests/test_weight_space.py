@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_ties_merge_is_two_runs_from_one_start(model, tokenizer, tmp_path, rank)
         "lora_rank": rank,
         "lora_merge": False,
     }
-    method = ties_merge(density=1.0)
+    method = ties_merge(density=1.0, tolerance=math.inf)
     run = unlearner(model, tokenizer, tmp_path, method, **settings)
     start = [parameter.detach().clone() for parameter in run.monitor.parameters]
     run.train()
@@ -143,6 +144,7 @@ def test_a_merged_run_resumes_in_the_right_training(model, tokenizer, tmp_path, 
     broken.add_callback(StopAt(broken, step))
     broken.train()
     assert (broken.stop.reason, broken.state.global_step) == ("interrupted", step)
+    assert torch.equal(weights(broken.model), weights(model))  # neither trained state is what was asked for
     resumed = unlearner(model, tokenizer, tmp_path, ties_merge(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert torch.equal(weights(resumed.model), weights(whole.model))
@@ -207,6 +209,14 @@ def test_the_verb_resumes_a_merged_run(taught, tokenizer, tmp_path, monkeypatch)
     assert resumed.record.stop == straight.record.stop
 
 
+def test_a_checkpoint_of_another_start_is_refused(model, tokenizer, tmp_path):
+    first = unlearner(model, tokenizer, tmp_path, task_vector(alpha=1.0), save_strategy="steps", save_steps=2)
+    first.train()
+    other = unlearner(conftest.build_model(1), tokenizer, tmp_path, task_vector(alpha=1.0))
+    with pytest.raises(ValueError, match="same data, method and settings"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
 def test_where_no_coefficient_is_within_budget_the_start_returns(model, tokenizer, tmp_path):
     run = unlearner(model, tokenizer, tmp_path, task_vector(tolerance=1e-9), learning_rate=0.1)
     run.train()
@@ -231,11 +241,13 @@ def test_a_diverged_training_returns_to_the_start(model, tokenizer, tmp_path, me
     assert torch.equal(weights(run.model), weights(model))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
 def test_what_cannot_run_is_refused_before_training(model_folder, tmp_path):
     sets = {"forget": FORGET, "retain": RETAIN, "output": tmp_path / "out"}
     for settings, message in (
         ({"method": "ties-merge", "max_steps": 1}, "at least one for each training"),
         ({"method": "task-vector", "retain": None}, "needs retain records"),
+        ({"method": "task-vector", "lora_rank": 2, "lora_dora": True}, "Set lora_dora=false"),
         ({"method": "task-vector", "alpha": -1}, "`alpha` must be positive"),
         ({"method": "task-vektor"}, "Did you mean task-vector?"),
         ({"method": "ties-merge", "densty": 0.5}, "Did you mean density?"),

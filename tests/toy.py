@@ -81,7 +81,7 @@ def observation(model: LogitTable, reference: LogitTable, objective: Objective) 
 
 
 def unlearn(model: LogitTable, method: Method, steps: int = 60, length: float = 0.05) -> None:
-    """Steps of one length along −d, with d as the engine combines it; for each training, if there are several."""
+    """Steps of one length along −d, with d as the engine combines it; of each training, if it is merged."""
     if method.merge:
         phases = Phases(method.merge, dict(model.named_parameters()))
         phases.begin()

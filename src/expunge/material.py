@@ -165,7 +165,7 @@ def fingerprint(
     processes: int,
     model: nn.Module,
 ) -> str:
-    """Identifies data, method, settings and, where a reference is taken from it, the model at the start."""
+    """Identifies data, method, settings and, where it is read again, the model at the start."""
     digest = hashlib.sha256(repr((method, processes)).encode())
     where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
     plain: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
@@ -173,6 +173,6 @@ def fingerprint(
     digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
     for name in sorted(encoded):
         digest.update(repr((name, encoded[name])).encode())
-    if needs_facts(method) or live_sources(method):
+    if needs_facts(method) or live_sources(method) or method.merge:
         digest.update(weights_hash(model).encode())
     return digest.hexdigest()[:16]

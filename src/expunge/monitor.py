@@ -186,7 +186,7 @@ class Monitor:
         self.end(step, "interrupted", f"Interrupted after step {step}.{hint}")
 
     def finish(self, step: int, rate: float, limit: int) -> Stop:
-        """Name the reason, and return to the last good state if the present one is over budget.
+        """Merge, where the method says so; name the reason; return to the last good state where that is needed.
 
         Args:
             step: Optimizer steps taken.
@@ -206,6 +206,8 @@ class Monitor:
             sentence = f"{stop.sentence} The model was merged at coefficient {self.phases.coefficient:g}."
             self.state.stop = stop = stop.model_copy(update={"sentence": sentence})
         lost = self.state.over_budget > 0 or stop.reason in ("diverged", "retain-budget")
+        if stop.reason == "interrupted" and self.phases:
+            self.phases.rewind()  # the checkpoint has the rest; what stands here may know forget by heart
         if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
         good = self._restore()

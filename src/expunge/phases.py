@@ -117,20 +117,20 @@ class Phases:
 
 
 def _is_first(name: str) -> bool:
-    return "lora_A" in name or "lora_embedding_A" in name
+    return "lora_A" in name
 
 
 def _is_second(name: str) -> bool:
-    return "lora_B" in name or "lora_embedding_B" in name
+    return "lora_B" in name
 
 
 def _check_adapter(merge: Merge, named: Mapping[str, nn.Parameter]) -> None:
-    if not any(map(_is_first, named)):
+    if not any("lora_" in name for name in named):
         return
     if other := [name for name in named if not (_is_first(name) or _is_second(name))]:
         raise ValueError(
-            f"a merged method must train plain weights or LoRA factors alone; got {other[0]}. "
-            "Set lora_dora=false, or train the weights (lora_rank=0)."
+            f"a merged method must train plain weights, or factors of plain LoRA on matrices; "
+            f"got {other[0]}. Set lora_dora=false, or train the weights (lora_rank=0)."
         )
     if any(bool(parameter.any()) for name, parameter in named.items() if _is_second(name)):
         raise ValueError(

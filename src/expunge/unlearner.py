@@ -48,7 +48,8 @@ class Unlearner(Trainer):
 
     The only change w.r.t. `Trainer` is `training_step`: it computes one gradient per objective (or
     one fused gradient, where the weights do not depend on gradients) and combines them once per
-    optimizer step. Events of the step loop drive a `Monitor` that measures and decides.
+    optimizer step. Events of the step loop drive a `Monitor` that measures and decides. A method with a
+    `merge` trains as often as that says, each time from the start, and ends with the merged model.
 
     Args:
         model: A causal language model with fp32 weights, as it is at the start: it is the reference too.
