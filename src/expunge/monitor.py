@@ -186,7 +186,7 @@ class Monitor:
         self.end(step, "interrupted", f"Interrupted after step {step}.{hint}")
 
     def finish(self, step: int, rate: float, limit: int) -> Stop:
-        """Merge, where the method says so; name the reason; return to the last good state where that is needed.
+        """Merge, where the method says so; name the reason; return to the last good state where needed.
 
         Args:
             step: Optimizer steps taken.
