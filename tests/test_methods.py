@@ -105,7 +105,19 @@ def test_what_cannot_be_is_refused(make, message):
         make()
 
 
-STEPPED = ("kl-min", "mollm", "blur", "pdu", "npo", "alt-po", "idk-sft", "undial", "rmu", "whp")
+STEPPED = (
+    "kl-min",
+    "mollm",
+    "blur",
+    "pdu",
+    "npo",
+    "alt-po",
+    "idk-sft",
+    "undial",
+    "rmu",
+    "whp",
+    "task-vector",
+)
 """Recipes that together ask for everything that the engine can give."""
 
 

@@ -7,6 +7,7 @@ and retain contexts share the head, so that what is done to one is felt by the o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from expunge.gramian import GradientBuffers
 from expunge.methods import Method
 from expunge.objectives import NLL, Objective, Reference, TokenLogits
+from expunge.phases import Phases
 from expunge.weightings import Stateful
 
 ROWS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
@@ -79,7 +81,15 @@ def observation(model: LogitTable, reference: LogitTable, objective: Objective) 
 
 
 def unlearn(model: LogitTable, method: Method, steps: int = 60, length: float = 0.05) -> None:
-    """Steps of one length along −d, with d as the engine combines it."""
+    """Steps of one length along −d, with d as the engine combines it; of each training, if it is merged."""
+    if method.merge:
+        phases = Phases(method.merge, dict(model.named_parameters()))
+        phases.begin()
+        for i, weighting in enumerate((method.weighting, *method.merge.further)):
+            if i:
+                phases.advance()
+            unlearn(model, replace(method, weighting=weighting, budget=None, merge=None), steps, length)
+        return phases.place(method.merge.coefficients[0])
     reference = LogitTable()
     reference.load_state_dict(model.state_dict())
     buffers = GradientBuffers([*model.parameters()], len(method.objectives))

@@ -48,6 +48,7 @@ class Descent:
         self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
         self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
         self.reference: LiveReference | None = None
+        self.weighting = method.weighting
         self.begin(repair=False, separate=True)
 
     def begin(self, *, repair: bool, separate: bool) -> None:
@@ -60,7 +61,7 @@ class Descent:
         objectives = self.method.objectives
         self.repair = repair
         self.active: list[Objective] = [o for o in objectives if not (repair and is_forget(o.source))]
-        self.separate = separate or self.method.weighting.needs_gramian
+        self.separate = separate or self.weighting.needs_gramian
         self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
         self.tokens = 0
         self.batches: list[Mapping[str, Batch]] = []
@@ -115,8 +116,8 @@ class Descent:
             self.gramian = gramian
             resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
             self._buffers.combine(torch.cat([self.weights, resting]))
-        if isinstance(self.method.weighting, Stateful) and not self.repair:
-            self.method.weighting.observe(losses)
+        if isinstance(self.weighting, Stateful) and not self.repair:
+            self.weighting.observe(losses)
         return True
 
     def remember(self) -> None:
@@ -214,7 +215,7 @@ class Descent:
 
     def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""
-        weighting = self.method.weighting
+        weighting = self.weighting
         if weighting.needs_gramian:
             return weighting(gramian, losses)
         objectives = self.method.objectives

@@ -40,6 +40,7 @@ class StepEvents(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         monitor = self.unlearner.monitor
+        self.unlearner.end_phase()
         if monitor.after_step(state.global_step, self.unlearner.rate):
             control.should_training_stop = True
             control.should_save = False  # the end is not to be resumed
@@ -52,6 +53,13 @@ class StepEvents(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.unlearner.monitor.finish(state.global_step, self.unlearner.rate, args.max_steps)
+
+
+def forget_updates(optimizer: Any) -> None:
+    """An optimizer as if it had made no step: no moments, and η where a schedule begins."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["lr"] = group.pop("initial_lr", group["lr"])
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:

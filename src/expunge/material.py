@@ -96,7 +96,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
     """Refuse, before anything is computed, what an objective needs and the run cannot give.
 
     Raises:
-        ValueError: A layer that the model lacks; a pair that is not derived; a live reference under FSDP.
+        ValueError: A layer that the model lacks; a pair that is not derived; a live reference or a merge
+            under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
     for objective in method.objectives:
@@ -115,6 +116,16 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
                 f"objective {objective.name!r} must read the forget set to be paired; it reads "
                 f"{objective.source!r}."
             )
+    if method.merge and args.max_steps <= len(method.merge.further):
+        raise ValueError(
+            f"`max_steps` must be at least one for each training of method {method.name!r} "
+            f"({1 + len(method.merge.further)}); got {args.max_steps}."
+        )
+    if method.merge and _sharded(args):
+        raise ValueError(
+            f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
+            "Use one process or DDP."
+        )
     if live_sources(method) and _sharded(args) and not adapter_is_idle(model):
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
@@ -154,7 +165,7 @@ def fingerprint(
     processes: int,
     model: nn.Module,
 ) -> str:
-    """Identifies data, method, settings and, where a reference is taken from it, the model at the start."""
+    """Identifies data, method, settings and, where it is read again, the model at the start."""
     digest = hashlib.sha256(repr((method, processes)).encode())
     where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
     plain: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
@@ -162,6 +173,6 @@ def fingerprint(
     digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
     for name in sorted(encoded):
         digest.update(repr((name, encoded[name])).encode())
-    if needs_facts(method) or live_sources(method):
+    if needs_facts(method) or live_sources(method) or method.merge:
         digest.update(weights_hash(model).encode())
     return digest.hexdigest()[:16]

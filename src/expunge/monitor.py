@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.observation import Batch
+from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
-from expunge.weightings import Stateful
+from expunge.weightings import Stateful, Weighting
 
 STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
 
@@ -71,6 +72,8 @@ class Monitor:
         self.gather, self.agree = gather, agree
         self.state = RunState(fingerprint=fingerprint)
         self.good: list[Tensor] | None = None
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.phases = Phases(method.merge, trained) if method.merge else None
         self._latest: tuple[int, Tensor] | None = None
         self._rows: Sequence[Batch] = probe
         self._zero = torch.zeros(0)
@@ -80,6 +83,13 @@ class Monitor:
         """The trainable parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def weighting(self) -> Weighting:
+        """Of the training under way."""
+        if self.phases is None:
+            return self.method.weighting
+        return (self.method.weighting, *self.phases.merge.further)[len(self.phases.changes)]
+
     def begin(self) -> None:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
@@ -88,7 +98,10 @@ class Monitor:
             losses = self._measure()
             self.state.start = losses.tolist()
             self._latest = (0, losses)
-            self._keep(0)
+            if self.phases:  # nothing is read before the merge: the record needs the start to compare with
+                self._read(0, 0.0)
+            else:
+                self._keep(0)
         if self.check and self.check_every and not self.state.checks and self._look(0).met:
             reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
@@ -144,7 +157,7 @@ class Monitor:
         Forgotten counts only within budget: a met check over budget is looked at again after the first
         reading that is back within it.
         """
-        if self.state.stop:
+        if self.state.stop or self.phases:
             return self.state.stop
         budget = self.method.budget
         reading = budget is not None and step % budget.every == 0
@@ -173,29 +186,53 @@ class Monitor:
         self.end(step, "interrupted", f"Interrupted after step {step}.{hint}")
 
     def finish(self, step: int, rate: float, limit: int) -> Stop:
-        """Name the reason, and return to the last good state if the present one is over budget.
+        """Merge, where the method says so; name the reason; return to the last good state where needed.
 
         Args:
             step: Optimizer steps taken.
             rate: η.
             limit: The step limit.
         """
-        if self.method.budget and self.state.stop is None and not self._read_at(step):
+        if self.phases and self.state.stop is None:
+            self._merge(step, rate, self.phases)
+        elif self.method.budget and self.state.stop is None and not self._read_at(step):
             self._read(step, rate)
         stop = self.state.stop or (
             self.end(step, "step-limit", f"The step limit of {limit} steps was reached.")
             if step >= limit
             else self.end(step, "callback", f"A callback ended the run after step {step}.")
         )
+        if self.phases and self.phases.coefficient and stop.reason != "retain-budget":
+            sentence = f"{stop.sentence} The model was merged at coefficient {self.phases.coefficient:g}."
+            self.state.stop = stop = stop.model_copy(update={"sentence": sentence})
         lost = self.state.over_budget > 0 or stop.reason in ("diverged", "retain-budget")
-        if stop.reason == "interrupted" or not lost or self.good is None:
+        if stop.reason == "interrupted" and self.phases:
+            self.phases.rewind()  # the checkpoint has the rest; what stands here may know forget by heart
+        if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.parameters), self.good)
-        good = self.state.good_step
-        sentence = f"{stop.sentence} The state of step {good}, the last within budget, was restored."
+        good = self._restore()
+        which = "the start" if self.phases else "the last within budget"
+        sentence = f"{stop.sentence} The state of step {good}, {which}, was restored."
         self.state.stop = stop.model_copy(update={"restored_step": good, "sentence": sentence})
         return self.state.stop
+
+    def _merge(self, step: int, rate: float, phases: Phases) -> None:
+        """Put the merged model in place, at the first coefficient within budget, and look at it."""
+        for coefficient in phases.merge.coefficients:
+            phases.place(coefficient)
+            if self.method.budget:
+                self._read(step, rate, f"merged at {coefficient:g}: ")
+            if not self.state.over_budget:
+                break
+        if self.method.budget and self.state.over_budget:
+            tolerance, last = self.method.budget.tolerance, self.state.probes[-1]
+            sentence = (
+                f"At every coefficient the retain loss of the merged model stood more than {tolerance:g} "
+                f"above its start; at {coefficient:g} it was {last.retain_loss:.3f}."
+            )
+            self.end(step, "retain-budget", sentence)
+        elif self.check and self.check_every and self._look(step).met:
+            self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
         """Write state and last good parameters beside a checkpoint, each file whole or not at all."""
@@ -206,6 +243,8 @@ class Monitor:
             temporary.replace(folder / GOOD_FILE)
         memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
         state = self.state.model_copy(update={"stop": None, "weighting": memory})
+        if self.phases:
+            self.phases.save(folder)
         write_atomically(folder / STATE_FILE, state.model_dump_json())
 
     def load(self, folder: Path) -> None:
@@ -221,6 +260,8 @@ class Monitor:
                 f"{folder} is of {state.fingerprint}, this run is {self.state.fingerprint}."
             )
         self.state = state
+        if self.phases:
+            self.phases.load(folder)
         if isinstance(self.method.weighting, Stateful) and state.steps:
             self.method.weighting.restore(state.weighting)
         if (folder / GOOD_FILE).exists():
@@ -239,7 +280,7 @@ class Monitor:
     def _read_at(self, step: int) -> bool:
         return any(probe.step == step and probe.slope is None for probe in self.state.probes[-2:])
 
-    def _read(self, step: int, rate: float) -> None:
+    def _read(self, step: int, rate: float, what: str = "") -> None:
         budget = self.method.budget
         assert budget is not None
         losses, tokens = self._measure(), row_tokens(self.probe)
@@ -256,10 +297,10 @@ class Monitor:
                 standard_error=standard_error(change, tokens),
                 learning_rate_before=rate,
                 learning_rate_after=rate,
-                decision=verdict if over else "within budget",
+                decision=what + (verdict if over else "within budget"),
             )
         )
-        if not over:
+        if not over and self.phases is None:
             self._keep(step)
 
     def _keep(self, step: int) -> None:
@@ -269,6 +310,16 @@ class Monitor:
                 self.good = [parameter.detach().clone() for parameter in self.parameters]
             else:
                 torch._foreach_copy_(self.good, list(self.parameters))
+
+    def _restore(self) -> int | None:
+        """Put the last state within budget back: the start of the run, where nothing was read in between."""
+        if self.phases:
+            self.phases.rewind()
+            return 0
+        assert self.good is not None
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.parameters), self.good)
+        return self.state.good_step
 
     def _over_budget(self) -> str:
         budget, last = self.method.budget, self.state.probes[-1]

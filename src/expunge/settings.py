@@ -122,13 +122,18 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
         for f in dataclasses.fields(UnlearningArguments)
         if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
     ]
-    return {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))} | {
-        "precision": args.precision,
-        "objectives": [objective.name for objective in method.objectives],
-        "weighting": repr(method.weighting),
-        "step_size": repr(method.step_size) if method.step_size else "schedule",
-        "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
-    }
+    merged = {"merge": repr(method.merge)} if method.merge else {}
+    return (
+        {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))}
+        | merged
+        | {
+            "precision": args.precision,
+            "objectives": [objective.name for objective in method.objectives],
+            "weighting": repr(method.weighting),
+            "step_size": repr(method.step_size) if method.step_size else "schedule",
+            "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
+        }
+    )
 
 
 def _places(options: RunOptions) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from expunge.batching import BySource, Draws, Sources
 from expunge.collate import Encoded, Encoding, collate
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
-from expunge.events import StepEvents, scale_learning_rate
+from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.inference import model_context
@@ -48,7 +48,8 @@ class Unlearner(Trainer):
 
     The only change w.r.t. `Trainer` is `training_step`: it computes one gradient per objective (or
     one fused gradient, where the weights do not depend on gradients) and combines them once per
-    optimizer step. Events of the step loop drive a `Monitor` that measures and decides.
+    optimizer step. Events of the step loop drive a `Monitor` that measures and decides. A method with a
+    `merge` trains as often as that says, each time from the start, and ends with the merged model.
 
     Args:
         model: A causal language model with fp32 weights, as it is at the start: it is the reference too.
@@ -223,6 +224,8 @@ class Unlearner(Trainer):
             self.facts = compute_facts(self.method, self.encoded, means, ranks)
         if live_sources(self.method) and self.descent.reference is None:
             self.descent.reference = LiveReference(self.trained, self.args.precision)
+        if self.monitor.phases and not self.monitor.phases.start:
+            self.monitor.phases.begin(self.descent.reference.start if self.descent.reference else None)
 
     def delivered(self) -> nn.Module:
         """The model to save and to measure: with an adapter of this run merged in, if settings say so."""
@@ -235,7 +238,7 @@ class Unlearner(Trainer):
         self.trained.zero_grad()
         self.descent.begin(repair=False, separate=False)
         self.descent.reference = None
-        self.monitor.good = None
+        self.monitor.good = self.monitor.phases = None
         self.optimizer = self.lr_scheduler = None
         self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)
         self.trained.eval()
@@ -277,6 +280,7 @@ class Unlearner(Trainer):
         """Event of the step loop: before the first micro-batch."""
         every = self.args.diagnose_every
         diagnose = every > 0 and self.state.global_step % every == 0
+        self.descent.weighting = self.monitor.weighting
         self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose)
 
     def before_optimizer(self) -> None:
@@ -303,6 +307,23 @@ class Unlearner(Trainer):
             entry = entry.model_copy(update={"learning_rate": rate * factor, "seconds": seconds})
         self.history.append(entry)
         self.descent.before = []
+
+    def end_phase(self) -> None:
+        """Event of the step loop: where another training of a merged method follows, go back to the start."""
+        phases = self.monitor.phases
+        if phases is None or self.stop or not phases.ended(self.state.global_step, self.args.max_steps):
+            return
+        phases.advance()
+        forget_updates(self.optimizer)
+        self.lr_scheduler = None
+        self.create_scheduler(self.args.max_steps)
+        self.callback_handler.lr_scheduler = self.lr_scheduler
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As the Trainer's, over one training of a merged method."""
+        phases = self.monitor.phases
+        steps = phases.length(num_training_steps) if phases else num_training_steps
+        return super().create_scheduler(steps, optimizer)
 
     def _mean_over_ranks(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:

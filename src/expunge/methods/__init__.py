@@ -24,6 +24,7 @@ from expunge.methods.multi_objective import blur, mollm, pdu
 from expunge.methods.preference import alt_po, dpo, idk_sft, npo, simnpo
 from expunge.methods.representation import rmu
 from expunge.methods.token_losses import ce_u, ihl, me, satimp, undial, wga, whp
+from expunge.methods.weight_space import task_vector, ties_merge
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ngdiff": ngdiff,
@@ -49,6 +50,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ce-u": ce_u,
     "rmu": rmu,
     "whp": whp,
+    "task-vector": task_vector,
+    "ties-merge": ties_merge,
 }
 """Recipes by the name that the field writes; the first is the default."""
 
@@ -77,6 +80,8 @@ __all__ = [
     "satimp",
     "simnpo",
     "sugd",
+    "task_vector",
+    "ties_merge",
     "undial",
     "wga",
     "whp",

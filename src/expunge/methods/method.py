@@ -1,14 +1,15 @@
-"""What a method is: objectives, weighting, step size and retain budget."""
+"""What a method is: objectives, weighting, step size, retain budget, and how its model is merged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
 from expunge.step_sizes import StepSize
 from expunge.stopping import RetainBudget
-from expunge.weightings import Constant, DualAscent, Weighting
+from expunge.weightings import Constant, DualAscent, Stateful, Weighting
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Method:
         step_size: A rule that measures η; None leaves η to the Trainer's schedule.
         budget: How much retain loss may be lost, and what happens then; None checks nothing.
         schedule: An order of rows other than passes over whole data sets.
+        merge: The model is not what training ends at but made from what it changed; budget and forget check
+            then look at the merged model alone.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
@@ -36,31 +39,48 @@ class Method:
     step_size: StepSize | None = None
     budget: RetainBudget | None = None
     schedule: Chunks | None = None
+    merge: Merge | None = None
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`objectives` must be at least one, with distinct names; got {names}.")
-        if isinstance(self.weighting, Constant | DualAscent) and len(self.weighting.weights) != len(names):
-            raise ValueError(
-                f"`weighting` must have one weight per objective ({len(names)}); "
-                f"got {self.weighting.weights}."
-            )
+        for weighting in (self.weighting, *(self.merge.further if self.merge else ())):
+            if isinstance(weighting, Constant | DualAscent) and len(weighting.weights) != len(names):
+                raise ValueError(
+                    f"`weighting` must have one weight per objective ({len(names)}); got {weighting.weights}."
+                )
         if self.schedule and not {"forget", "retain"} <= {*self.sources}:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
                 f"its objectives read {self.sources}."
             )
-        if (self.step_size or self.budget) and "retain" not in self.sources:
+        if self.merge:
+            self._check_merge(self.merge)
+        elif (self.step_size or self.budget) and "retain" not in self.sources:
             raise ValueError(
                 f"method {self.name!r} must read retain records, since its step size or budget measures "
                 f"them; its objectives read {self.sources}. Add a retain objective, or leave both None."
             )
 
+    def _check_merge(self, merge: Merge) -> None:
+        if self.step_size is not None or isinstance(self.weighting, Stateful):
+            raise ValueError(
+                f"method {self.name!r} must have no step size rule and no weighting with a memory to be "
+                "merged (each training starts afresh). Leave η to the schedule, and choose another weighting."
+            )
+        if self.budget is None and len(merge.coefficients) > 1:
+            raise ValueError(
+                f"method {self.name!r} must have a budget to choose among {len(merge.coefficients)} "
+                "coefficients; it has none. Give one, or a single coefficient."
+            )
+
     @property
     def sources(self) -> tuple[str, ...]:
-        """Data sets that the objectives read, in order: their own, and those paired with them."""
-        read = [(o.source, o.needs.paired) for o in self.objectives]
+        """Data sets that are read, in order: the objectives' own, those paired with them, the budget's."""
+        read = [*((o.source, o.needs.paired) for o in self.objectives)]
+        if self.merge and self.budget:
+            read.append(("retain", None))
         return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
 
 
