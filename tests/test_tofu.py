@@ -21,6 +21,7 @@ from expunge.benchmarks import tofu
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.tofu import metrics, suite
 from expunge.benchmarks.tofu.data import read_set
+from expunge.benchmarks.tofu.questions import trueness
 from expunge.collate import Encoded, collate
 from expunge.errors import UsageError
 from expunge.scoring import TokenScores
@@ -280,6 +281,7 @@ def test_perfect_memory_scores_one_and_utility_of_a_dead_component_is_zero():
     assert suite.extraction_strength(replace(known, matches=np.ones(4, bool))) == 1
     assert suite.extraction_strength(replace(known, matches=np.array([True] * 3 + [False]))) == 0
     assert metrics.model_utility([0.5] * 8 + [0.0]) == 0
+    assert str(trueness(0.5)) == "0.0"
     assert metrics.model_utility([0.25, 1.0]) == pytest.approx(0.4)
 
 

@@ -289,7 +289,7 @@ def _notes(scores: Scores, reference: Scores | None, aggregates: Mapping[str, Me
         notes.append("membership attacks: no scores of a holdout set.")
     if 0 < forget < _FEWEST_AUTHORS * PER_AUTHOR:
         notes.append(
-            f"forget holds {forget} questions about {math.ceil(forget / PER_AUTHOR)} authors, too few "
-            "authors to resample: its intervals resample questions and are too narrow."
+            f"forget holds {forget} questions, of fewer than {_FEWEST_AUTHORS} authors: its intervals "
+            "resample questions instead of authors and are too narrow."
         )
     return notes

@@ -114,7 +114,7 @@ def nearness(log_ratio: float) -> float:
 
 def trueness(log_ratio: float) -> float:
     r"""$\max(0, 1 - R)$: 1 where the truth is far likelier; what is averaged over the other sets."""
-    return -math.expm1(min(log_ratio, 0.0))
+    return 0.0 - math.expm1(min(log_ratio, 0.0))
 
 
 def truth_share(log_ratio: float) -> float:
