@@ -74,7 +74,7 @@ def test_it_ends_in_time(taught: Path, data: tuple[Path, Path], tmp_path: Path) 
     unlearn(taught, tmp_path / "out", *data, limit=2.0, learning_rate=1e-7, **QUICK)
     assert (
         time.monotonic() - started < 10
-    )  # the slack is for slow machines: what must be done before step one
+    )  # much slack: a slow machine is late before step one
     weights(tmp_path / "out")
 
 
