@@ -98,11 +98,11 @@ def test_a_model_in_memory_and_a_method_object(taught, tokenizer):
         expunge.unlearn(model, forget=FORGET, method="grad-ascent")
 
 
-def test_evaluate_compares_original_and_control(taught, model_folder, result, tmp_path):
+def test_evaluate_compares_original_and_reference(taught, model_folder, result, tmp_path):
     compared = expunge.evaluate(
         result.folder / "model",
         original=taught,
-        control=model_folder,
+        reference=model_folder,
         forget=FORGET,
         holdout=HOLDOUT,
         output=tmp_path / "check",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from sklearn.metrics import roc_auc_score
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import PEOPLE, build_model, rows
-from expunge import metrics
-from expunge.benchmarks import records as benchmark
-from expunge.benchmarks.records import METRICS, Evaluated, Outcome, evaluate, samples
-from expunge.collate import encode
+from expunge import metrics, tables
+from expunge.benchmarks.benchmark import Answer, Benchmark, Measured
+from expunge.benchmarks.records import METRICS, Outcome, UserRecords
+from expunge.benchmarks.samples import samples
+from expunge.collate import Encoding, encode
 from expunge.errors import UsageError
-from expunge.record import Evaluation, Metric
+from expunge.generation import generate
+from expunge.inference import model_context
+from expunge.record import Metric
 from expunge.records import Records, read_records, swap_responses
-from expunge.scoring import generate, score
+from expunge.scoring import score
+from expunge.tables import Tables, examine
 
 SPLITS = ("forget", "retain", "holdout")
 MEMBERSHIP = {"membership_loss_auc", "membership_min_k_auc"}
@@ -63,6 +68,34 @@ def knowing(sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast) -> Lla
     return model
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    tables: Tables
+    measured: Measured
+    outcomes: dict[str, list[Outcome]]
+
+    @property
+    def splits(self) -> Mapping[str, Mapping[str, Metric]]:
+        return self.measured.splits
+
+
+def evaluate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sets: dict[str, Records],
+    *,
+    seed: int = 0,
+    max_length: int | None = None,
+    swaps: int = 3,
+    group_field: str = "person",
+    **settings: Any,
+) -> Evaluated:
+    benchmark = UserRecords(sets, Encoding(max_length=max_length), swaps, seed, group_field)
+    assert isinstance(benchmark, Benchmark)
+    tables = examine(model, tokenizer, benchmark.parts(tokenizer, model_context(model)), **settings)
+    return Evaluated(tables, benchmark.measure(tables, None, seed), benchmark.outcomes(tables))
+
+
 @pytest.fixture(scope="module")
 def evaluated(
     knowing: LlamaForCausalLM, sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast
@@ -71,7 +104,7 @@ def evaluated(
 
 
 def values(evaluated: Evaluated) -> dict[str, dict[str, float]]:
-    return {s: {m: x.value for m, x in found.items()} for s, found in evaluated.evaluation.splits.items()}
+    return {s: {m: x.value for m, x in found.items()} for s, found in evaluated.splits.items()}
 
 
 def naive(
@@ -124,7 +157,7 @@ def test_a_model_that_knows_forget_shows_it(evaluated: Evaluated) -> None:
 
 
 def test_every_metric_that_is_named_is_measured(evaluated: Evaluated, sets: dict[str, Records]) -> None:
-    splits = evaluated.evaluation.splits
+    splits = evaluated.splits
     assert set(splits["forget"]) == set(METRICS)
     assert set(splits["retain"]) == set(splits["holdout"]) == set(METRICS) - MEMBERSHIP
     for name, found in splits.items():
@@ -134,7 +167,7 @@ def test_every_metric_that_is_named_is_measured(evaluated: Evaluated, sets: dict
 
 
 def test_no_leak_in_four_records_leaves_room_for_one(evaluated: Evaluated) -> None:
-    leak = evaluated.evaluation.splits["holdout"]["leak"]
+    leak = evaluated.splits["holdout"]["leak"]
     assert (leak.value, leak.low) == (0, 0)
     assert leak.high == pytest.approx(1 - 0.025**0.25)
 
@@ -158,9 +191,9 @@ def test_the_work_done_is_counted(
     evaluated: Evaluated, sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     own = sum(len(row.input_ids) for records in sets.values() for row in encode(records, tokenizer))
-    assert evaluated.evaluation.scored_tokens > 3 * own
-    assert evaluated.evaluation.generated_tokens >= len(PEOPLE) * 2
-    assert evaluated.evaluation.seconds > 0
+    assert evaluated.tables.scored_tokens > 3 * own
+    assert evaluated.tables.generated_tokens >= len(PEOPLE) * 2
+    assert evaluated.tables.seconds > 0
 
 
 def test_one_scored_pass_and_one_generation_pass(
@@ -170,8 +203,8 @@ def test_one_scored_pass_and_one_generation_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(benchmark, "score", lambda *a, **k: calls.append("score") or score(*a, **k))
-    monkeypatch.setattr(benchmark, "generate", lambda *a, **k: calls.append("generate") or generate(*a, **k))
+    monkeypatch.setattr(tables, "score", lambda *a, **k: calls.append("score") or score(*a, **k))
+    monkeypatch.setattr(tables, "generate", lambda *a, **k: calls.append("generate") or generate(*a, **k))
     evaluate(knowing, tokenizer, sets)
     assert calls == ["score", "generate"]
 
@@ -183,20 +216,10 @@ def test_the_same_seed_gives_the_same_numbers(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     again = evaluate(knowing, tokenizer, sets, seed=1)
-    assert again.evaluation.splits == evaluated.evaluation.splits
+    assert again.splits == evaluated.splits
     other = evaluate(knowing, tokenizer, sets, seed=2, batch_tokens=100)
-    assert other.evaluation.splits["forget"]["nll"] != evaluated.evaluation.splits["forget"]["nll"]
+    assert other.splits["forget"]["nll"] != evaluated.splits["forget"]["nll"]
     assert values(other)["forget"]["nll"] == pytest.approx(values(evaluated)["forget"]["nll"], abs=1e-5)
-
-
-def test_progress_ends_at_the_number_of_records(
-    knowing: LlamaForCausalLM, sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    seen: list[int] = []
-    evaluate(knowing, tokenizer, sets, batch_tokens=200, progress=seen.append)
-    assert len(seen) > 4
-    assert seen == sorted(seen)
-    assert seen[-1] == sum(map(len, sets.values()))
 
 
 def test_bf16_is_close(
@@ -218,17 +241,17 @@ def test_a_missing_split_is_absent(
     knowing: LlamaForCausalLM, sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     alone = evaluate(knowing, tokenizer, {"forget": sets["forget"]}, swaps=0)
-    assert set(alone.evaluation.splits) == {"forget"}
-    assert set(alone.evaluation.splits["forget"]) == set(METRICS) - MEMBERSHIP - {"truth_ratio"}
+    assert set(alone.splits) == {"forget"}
+    assert set(alone.splits["forget"]) == set(METRICS) - MEMBERSHIP - {"truth_ratio"}
     assert all(math.isnan(outcome.truth_ratio) for outcome in alone.outcomes["forget"])
-    assert set(evaluate(knowing, tokenizer, {"holdout": sets["holdout"]}).evaluation.splits) == {"holdout"}
+    assert set(evaluate(knowing, tokenizer, {"holdout": sets["holdout"]}).splits) == {"holdout"}
 
 
 def test_a_single_record_has_nothing_to_swap(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     one = read_records(rows()[:1], name="retain")
-    found = evaluate(model, tokenizer, {"retain": one}).evaluation.splits["retain"]
+    found = evaluate(model, tokenizer, {"retain": one}).splits["retain"]
     assert "truth_ratio" not in found
     assert found["nll"].n == 1
 
@@ -237,7 +260,7 @@ def test_rouge_is_absent_where_it_sees_no_words(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     russian = read_records([{"prompt": "Кто это?", "response": "Ада"}, rows()[0]], name="forget")
-    found = evaluate(model, tokenizer, {"forget": russian}).evaluation.splits["forget"]
+    found = evaluate(model, tokenizer, {"forget": russian}).splits["forget"]
     assert (found["rouge_l_recall"].n, found["leak"].n) == (1, 2)
 
 
@@ -245,7 +268,7 @@ def test_a_collapsed_model_is_measured_too(
     model: LlamaForCausalLM, sets: dict[str, Records], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     torch.nn.init.constant_(model.model.norm.weight, math.nan)
-    found = evaluate(model, tokenizer, sets).evaluation.splits["forget"]
+    found = evaluate(model, tokenizer, sets).splits["forget"]
     assert math.isnan(found["nll"].value)
     assert math.isnan(found["membership_loss_auc"].value)
     assert found["leak"].value == 0
@@ -260,12 +283,12 @@ def test_records_of_one_person_count_as_one(
     grouped = evaluate(knowing, tokenizer, world(person=True), seed=1)
     assert values(grouped) == values(evaluated)
     assert {outcome.group for outcome in grouped.outcomes["forget"]} == set(PEOPLE[:3])
-    by_person, by_record = (e.evaluation.splits["retain"]["nll"] for e in (grouped, evaluated))
+    by_person, by_record = (e.splits["retain"]["nll"] for e in (grouped, evaluated))
     assert (by_person.low, by_person.high) != (by_record.low, by_record.high)
-    leak = grouped.evaluation.splits["holdout"]["leak"]
+    leak = grouped.splits["holdout"]["leak"]
     assert leak.high == pytest.approx(1 - 0.025 ** (1 / leak.n)), "none of so many records"
     elsewhere = evaluate(knowing, tokenizer, world(person=True), seed=1, group_field="city")
-    assert elsewhere.evaluation.splits == evaluated.evaluation.splits
+    assert elsewhere.splits == evaluated.splits
 
 
 def test_a_cut_response_leaks_as_far_as_it_goes(
@@ -303,30 +326,22 @@ def test_a_record_beyond_the_context_is_refused_and_a_swapped_one_is_cut(
 # --- samples
 
 
-def fake(leaks: dict[str, list[bool]], text: str) -> Evaluated:
-    def outcome(leaked: bool, row: int) -> Outcome:
-        return Outcome(f"{text} {row}", float(row), 0.5, leaked, leaked, 0.5, -1.0, 0.5, None)
+def fake(leaks: dict[str, list[bool]], text: str) -> Measured:
+    def answer(leaked: bool, row: int) -> Answer:
+        return Answer(f"p{row}", f"r{row}", f"{text} {row}", float(row), leaked)
 
-    evaluation = Evaluation(splits={}, seconds=0.0, scored_tokens=0, generated_tokens=0)
-    return Evaluated(
-        evaluation, {s: [outcome(x, i) for i, x in enumerate(found)] for s, found in leaks.items()}
-    )
+    return Measured({}, {s: [answer(x, i) for i, x in enumerate(found)] for s, found in leaks.items()})
 
 
-@pytest.fixture
-def long_sets() -> dict[str, Records]:
-    return {
-        name: read_records([{"prompt": f"p{i}", "response": f"r{i}"} for i in range(20)], name=name)
-        for name in ("forget", "retain")
-    }
+SETS = ("forget", "retain")
 
 
-def test_samples_show_failures_first_then_an_even_spread(long_sets: dict[str, Records]) -> None:
-    before = fake({name: [True] * 20 for name in long_sets}, "before")
+def test_samples_show_failures_first_then_an_even_spread() -> None:
+    before = fake({name: [True] * 20 for name in SETS}, "before")
     leaks = [i in (7, 8, 9) for i in range(20)]
     kept = [i != 13 for i in range(20)]
     after = fake({"forget": leaks, "retain": kept}, "after")
-    shown = samples({"before": before, "after": after}, long_sets, limit=6)
+    shown = samples({"before": before, "after": after}, limit=6)
     forget = [int(s.prompt[1:]) for s in shown if s.split == "forget"]
     retain = [int(s.prompt[1:]) for s in shown if s.split == "retain"]
     assert forget == [0, 7, 8, 9, 11, 19], "three leaks, and three of the other seventeen"
@@ -334,10 +349,10 @@ def test_samples_show_failures_first_then_an_even_spread(long_sets: dict[str, Re
     assert len(retain) == 3
 
 
-def test_a_sample_says_what_each_model_said(long_sets: dict[str, Records]) -> None:
+def test_a_sample_says_what_each_model_said() -> None:
     control = fake({"forget": [False] * 20}, "control")
     after = fake({"forget": [True] + [False] * 19, "retain": [True] * 20}, "after")
-    first = samples({"after": after, "control": control}, long_sets, limit=2)[0]
+    first = samples({"after": after, "control": control}, limit=2)[0]
     assert (first.split, first.prompt, first.response) == ("forget", "p0", "r0")
     assert first.generations == {"after": "after 0", "control": "control 0"}
     assert first.leaked == {"after": True, "control": False}
@@ -345,16 +360,16 @@ def test_a_sample_says_what_each_model_said(long_sets: dict[str, Records]) -> No
 
 
 @pytest.mark.parametrize("limit", [1, 5, 20, 100])
-def test_samples_are_distinct_and_limited(long_sets: dict[str, Records], limit: int) -> None:
-    shown = samples({"before": fake({"forget": [True] * 20}, "b")}, long_sets, limit=limit)
+def test_samples_are_distinct_and_limited(limit: int) -> None:
+    shown = samples({"before": fake({"forget": [True] * 20}, "b")}, limit=limit)
     forget = [s.prompt for s in shown if s.split == "forget"]
     assert len(set(forget)) == len(forget) == min(limit, 20)
 
 
-def test_samples_of_a_real_evaluation_fit_the_record(evaluated: Evaluated, sets: dict[str, Records]) -> None:
-    shown = samples({"before": evaluated}, sets)
+def test_samples_of_a_real_evaluation_fit_the_record(evaluated: Evaluated) -> None:
+    shown = samples({"before": evaluated.measured})
     assert len(shown) == 16
     assert sum(s.leaked["before"] for s in shown) == sum(
         outcome.leaked for found in evaluated.outcomes.values() for outcome in found
     )
-    assert Metric.model_validate_json(evaluated.evaluation.splits["forget"]["leak"].model_dump_json()).n == 6
+    assert Metric.model_validate_json(evaluated.splits["forget"]["leak"].model_dump_json()).n == 6

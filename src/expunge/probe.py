@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from expunge.inference import evaluating
 from expunge.logits import label_positions, select_logits
 from expunge.objectives import TokenLogits
-from expunge.scoring import evaluating
 from expunge.step_sizes import Line
 
 Batch = Mapping[str, Tensor]

@@ -14,18 +14,28 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from expunge import output, scoring
+from expunge import output, ranks
 from expunge.arguments import UnlearningArguments
-from expunge.benchmarks import records as benchmark
-from expunge.collate import encode
+from expunge.benchmarks.benchmark import Benchmark, Measured
+from expunge.benchmarks.records import UserRecords
+from expunge.benchmarks.samples import samples
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
-from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
+from expunge.inference import model_context
+from expunge.models import (
+    CausalModel,
+    configured_context,
+    load_model,
+    load_tokenizer,
+    save_model,
+    weights_hash,
+)
 from expunge.monitor import RunState
-from expunge.progress import Reporter, Silent
-from expunge.record import DataEntry, ModelEntry, RunRecord, Stage, read_record, write_record
+from expunge.progress import Advance, Reporter, Silent
+from expunge.record import DataEntry, Evaluation, ModelEntry, RunRecord, Stage, read_record, write_record
 from expunge.records import Records
 from expunge.report import write_report
+from expunge.tables import Tables, examine, work
 
 ModelSource = str | Path | nn.Module
 Kind = Literal["run", "finetune", "evaluate", "demo"]
@@ -63,6 +73,12 @@ class Run:
         sets: Data set -> records.
         options: Options of the verb.
         folder: Output folder; None writes nothing.
+        models: Stage -> where the model came from, and its hash.
+        benchmark: What is measured; None: the user's own records, `sets`.
+        tables: Stage -> what the model said.
+        measured: Stage -> what the benchmark makes of it.
+        timings: Phase -> wall seconds.
+        notes: What a reader of the record must know.
     """
 
     kind: Kind
@@ -71,9 +87,12 @@ class Run:
     options: RunOptions
     folder: Path | None = None
     models: dict[str, ModelEntry] = field(default_factory=dict)
-    evaluated: dict[Stage, benchmark.Evaluated] = field(default_factory=dict)
+    benchmark: Benchmark | None = None
+    tables: dict[Stage, Tables] = field(default_factory=dict)
+    measured: dict[Stage, Measured] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _own: UserRecords | None = None
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -93,11 +112,11 @@ class Run:
                 if tokenizer is None:
                     raise ValueError("`tokenizer` must be given with a model in memory; got None.")
                 loaded: CausalModel = model  # type: ignore[assignment]
-                self._check_lengths(tokenizer, scoring.context_length(model))
+                self.subject.parts(tokenizer, model_context(model))
                 source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:
                 tokenizer = tokenizer or load_tokenizer(model)
-                self._check_lengths(tokenizer, context_length(model))
+                self.subject.parts(tokenizer, configured_context(model))
                 source, loaded = str(model), load_model(model)
             loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -136,22 +155,31 @@ class Run:
         )
 
     def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Score and generate on all sets."""
-        total = sum(map(len, self.sets.values()))
-        with (
-            self.timed(f"evaluate {stage}"),
-            self.options.reporter.phase(f"Evaluating ({stage})", total) as advance,
-        ):
-            self.evaluated[stage] = benchmark.evaluate(
+        """Have the model examined on all sets, and measure it beside the control, where that came first."""
+        benchmark = self.subject
+        parts = benchmark.parts(tokenizer, model_context(model))
+        title = f"Evaluating ({stage})"
+        with self.timed(f"evaluate {stage}"), self.options.reporter.phase(title, work(parts)) as advance:
+            self.tables[stage] = examine(
                 model,
                 tokenizer,
-                self.sets,
-                template=self.args.template,
-                max_length=self.args.max_length,
+                parts,
                 precision=self.args.precision,
-                seed=self.args.seed,
-                progress=lambda done: advance(done, ""),
+                cache=self.options.cache,
+                progress=_Count(advance),
             )
+            found = benchmark.measure(self.tables[stage], self.tables.get("control"), self.args.seed)
+        self.measured[stage] = found
+        self.notes += [note for note in found.notes if note not in self.notes]
+
+    @property
+    def subject(self) -> Benchmark:
+        """What is measured."""
+        if self.benchmark is not None:
+            return self.benchmark
+        if self._own is None or list(self._own.sets) != list(self.sets):
+            self._own = UserRecords(dict(self.sets), self.args.encoding, swap_seed=self.args.seed)
+        return self._own
 
     def save(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model into the output folder, if there is one."""
@@ -188,27 +216,36 @@ class Run:
             probes=state.probes if state else [],
             checks=state.checks if state else [],
             stop=state.stop if state else None,
-            evaluations={stage: found.evaluation for stage, found in self.evaluated.items()},
-            samples=benchmark.samples(self.evaluated, self.sets),
+            evaluations={stage: self._evaluation(stage) for stage in self.measured},
+            samples=samples(self.measured),
             timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
             peak_memory_bytes=peak_memory(),
             notes=[*self.options.notes, *self.notes, *_duplicate_notes(self.sets)],
         )
-        if self.folder:
+        if self.folder and ranks.first():
             write_record(record, self.folder)
             write_report(record, self.folder)
         return record
 
-    def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
-        for name, records in self.sets.items():
-            encode(
-                records,
-                tokenizer,
-                template=self.args.template,
-                max_length=self.args.max_length,
-                context=context,
-                name=name,
-            )
+    def _evaluation(self, stage: Stage) -> Evaluation:
+        tables = self.tables[stage]
+        return Evaluation(
+            splits={split: dict(found) for split, found in self.measured[stage].splits.items()},
+            seconds=tables.seconds,
+            scored_tokens=tables.scored_tokens,
+            generated_tokens=tables.generated_tokens,
+        )
+
+
+class _Count:
+    """Turns rows finished since the last call into rows finished in all."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.done = advance, 0
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        self.advance(self.done, "")
 
 
 @dataclass(frozen=True)
@@ -226,6 +263,7 @@ class RunOptions:
         response_field: Name of the response in the data.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
         kind: The verb in the record.
+        cache: Folder that keeps what models said, so that the same question is not asked twice.
         source: What the record calls a model that was given in memory.
         notes: What a reader of the record must know beforehand.
         reporter: Is told of every phase.
@@ -241,6 +279,7 @@ class RunOptions:
     response_field: str | None = None
     target_loss: float = 0.02
     kind: Kind = "run"
+    cache: Path | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)

@@ -1,36 +1,30 @@
-"""The one scored pass and the one generation pass that every metric is computed from.
+"""The one scored pass: what a model thinks of every response token, given everything before it.
 
 Knows encoded rows and a causal language model; knows no metric and no data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
+from expunge import ranks
 from expunge.collate import Encoded, batches_by_tokens, collate
-from expunge.logits import label_positions, select_logits
-
-Precision = Literal["fp32", "bf16"]
-Progress = Callable[[int], None]
-
-MARGIN = 16
-"""Tokens that an answer may be longer than the true response, where no budget says otherwise."""
+from expunge.inference import Precision, Progress, bare, evaluating, language_model, runs
+from expunge.logits import label_positions, output_embedding, select_hidden, select_logits
 
 _SOFTMAX_ELEMENTS = 1 << 24
 """Elements of a [k, v] block that are turned into log-probabilities at once: 64 MiB in fp32."""
 
 _LOGIT_ELEMENTS = 1 << 26
-"""Elements of the [k, v] logits of one batch of several rows: 256 MiB in fp32."""
+"""Elements of a batch's [k, v] logits where they cannot be had block by block: 256 MiB in fp32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,54 +64,6 @@ class TokenScores:
         return len(self.matches) if self.reproduced else int(self.matches.argmin())
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What greedy decoding gave.
-
-    Attributes:
-        text: Decoded without special tokens, white space stripped at both ends.
-        tokens: New token ids, up to and including the first end-of-sequence token.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-
-
-@contextmanager
-def evaluating(model: nn.Module, precision: Precision) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, in a stated precision; all is put back at the end, also on error.
-
-    For bf16 one autocast context spans all that happens inside, so that each weight is cast once and not once
-    per forward pass. Autocast keeps casts only of leaves that require a gradient, so frozen weights pretend
-    to for as long as no gradient can be recorded. Mixed precision training replaces `forward` on the
-    instance; inside, the class's own one runs.
-
-    Args:
-        model: Wrapped or not.
-        precision: "fp32" runs in the weights' own dtype even where the caller is under autocast.
-
-    Yields:
-        The device of the first parameter.
-    """
-    device = next(model.parameters()).device
-    training = [module for module in model.modules() if module.training]
-    frozen = [p for p in model.parameters() if p.dtype == torch.float32 and not p.requires_grad]
-    mixed = vars(model).pop("forward", None)
-    model.eval()
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield device
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for module in training:
-            module.training = True
-        if mixed is not None:
-            vars(model)["forward"] = mixed
-
-
 def score(
     model: nn.Module,
     rows: Sequence[Encoded],
@@ -130,8 +76,9 @@ def score(
 ) -> list[TokenScores]:
     """Score every response token of every row, in one pass over length-grouped batches.
 
-    Only label positions are projected to the vocabulary. Log-probabilities come from an fp32 softmax (fp64
-    for an fp64 model) whatever the precision of the pass.
+    Only label positions are projected to the vocabulary, a block at a time, so that no batch's logits ever
+    exist as a whole. Log-probabilities come from an fp32 softmax (fp64 for an fp64 model) whatever the
+    precision of the pass. Where several processes run, each scores its share and all get everything.
 
     Args:
         model: A causal language model, wrapped or not, on any device.
@@ -145,83 +92,30 @@ def score(
     Raises:
         ValueError: A row has no response token, or no token before it.
     """
-    _check_rows(rows)
-    wanted = [moments] * len(rows) if isinstance(moments, bool) else moments
+    check_rows(rows)
+    asked = [moments] * len(rows) if isinstance(moments, bool) else list(moments)
+    if not rows:
+        return []
+    model = bare(model)
     scores: dict[int, TokenScores] = {}
     with evaluating(model, precision) as device:
-        for batch in _score_batches(rows, batch_tokens, _LOGIT_ELEMENTS // _vocabulary(model)):
+        blocks = _projects_blocks(model, rows[0], device)
+        for batch in ranks.own(list(_batches(model, rows, batch_tokens, blocks)), model):
             inputs = {
                 key: value.to(device) for key, value in collate([rows[i] for i in batch], pad_id).items()
             }
-            found = _score_batch(model, inputs, [wanted[i] for i in batch])
+            found = _score_batch(model, inputs, [asked[i] for i in batch], blocks)
             scores.update(zip(batch, found, strict=True))
             if progress is not None:
                 progress(len(batch))
-    return [scores[i] for i in range(len(rows))]
+    whole = ranks.together(scores, model)
+    if progress is not None and len(scores) < len(whole):
+        progress(len(whole) - len(scores))
+    return [whole[i] for i in range(len(rows))]
 
 
-def generate(
-    model: nn.Module,
-    prompts: Sequence[Encoded],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    precision: Precision = "fp32",
-    budgets: Sequence[int | None] | None = None,
-    batch_tokens: int = 4096,
-    scores: Sequence[TokenScores | None] | None = None,
-    progress: Progress | None = None,
-) -> list[Generation]:
-    """Decode greedily after every prompt, in one pass over left-padded batches of like response length.
-
-    Each answer ends at an end-of-sequence token (the tokenizer's or one of the model's generation
-    configuration), or when its own budget or the model's context is spent: it does not depend on its batch.
-    Nothing else of the model's generation configuration is applied: no sampling, no repetition penalty.
-
-    Args:
-        model: A causal language model, wrapped or not, on any device.
-        prompts: Rows with their true responses, of which only the length is used (but see `scores`).
-        tokenizer: Decodes the answers.
-        precision: Of the forward passes.
-        budgets: New tokens that each row may have, at least 1; None: 16 more than its own response has (a
-            response that was cut, and so has no end, gets none more).
-        batch_tokens: Prompt and new tokens per batch, padding included.
-        scores: The rows' scores under the same model. Leading tokens that match under teacher forcing are
-            what greedy decoding gives, so they are taken over and only the rest is decoded: the same text,
-            far fewer steps for a model that knows the responses.
-        progress: Called with the number of rows finished since the last call.
-
-    Raises:
-        ValueError: A budget is below 1, a prompt is empty, or `scores` are not those of `prompts`.
-    """
-    allowed = budgets if budgets is not None else [None] * len(prompts)
-    if wrong := [budget for budget in allowed if budget is not None and budget < 1]:
-        raise ValueError(f"`budgets` must be at least 1; got {wrong[0]}.")
-    _check_rows(prompts)
-    inner = _generator(model)
-    ends, context = _end_tokens(inner, tokenizer, prompts), context_length(model)
-    given = scores if scores is not None else [None] * len(prompts)
-    starts = [
-        _Start.of(row, 0 if known is None else _leading(row, known), budget, context, ends)
-        for row, known, budget in zip(prompts, given, allowed, strict=True)
-    ]
-    tokens = {i: start.known for i, start in enumerate(starts) if start.limit < 1}
-    if progress is not None and tokens:
-        progress(len(tokens))
-    with evaluating(model, precision) as device, _greedy(inner, tokenizer, ends):
-        for batch in _generation_batches(starts, batch_tokens, context):
-            tokens.update(zip(batch, _continue(inner, [starts[i] for i in batch], ends, device), strict=True))
-            if progress is not None:
-                progress(len(batch))
-    return [_decode(tokenizer, tokens[i]) for i in range(len(prompts))]
-
-
-def context_length(model: nn.Module) -> int | None:
-    """Positions that the model's configuration states, if it states any."""
-    stated = getattr(_language_model(model).config.get_text_config(), "max_position_embeddings", None)
-    return None if stated is None else int(stated)
-
-
-def _check_rows(rows: Sequence[Encoded]) -> None:
+def check_rows(rows: Sequence[Encoded]) -> None:
+    """Refuse rows without a response token, or without a token before it (ValueError)."""
     for i, row in enumerate(rows):
         if not 0 < row.prompt_length < len(row.input_ids):
             raise ValueError(
@@ -230,60 +124,45 @@ def _check_rows(rows: Sequence[Encoded]) -> None:
             )
 
 
-def _language_model(model: nn.Module) -> PreTrainedModel:
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise ValueError(f"`model` must be or hold a transformers model; got {type(model).__name__}.")
+def _projects_blocks(model: nn.Module, row: Encoded, device: torch.device) -> bool:
+    """Whether the model's logits are what its output embedding gives, and nothing is done to them after.
 
-
-def _generator(model: nn.Module) -> GenerationMixin:
-    for module in model.modules():
-        if isinstance(module, GenerationMixin):
-            return module
-    raise ValueError(f"`model` must be or hold a model that can generate; got {type(model).__name__}.")
-
-
-def _vocabulary(model: nn.Module) -> int:
-    return int(_language_model(model).config.get_text_config().vocab_size)
-
-
-# --- scored pass
-
-
-def _score_batches(rows: Sequence[Encoded], batch_tokens: int, labels: int) -> Iterator[list[int]]:
-    """Row numbers of each batch; `batch_tokens` tokens and `labels` labels at most if several rows."""
-    for batch in batches_by_tokens([len(row.input_ids) for row in rows], batch_tokens):
-        yield from _cut(batch, [(len(row.input_ids) - row.prompt_length,) for row in rows], labels)
-
-
-def _cut(
-    order: Iterable[int], sizes: Sequence[tuple[int, ...]], budget: int, width: int | None = None
-) -> Iterator[list[int]]:
-    """Cut a sequence of items into runs; a run's width is the sum of its items' widest sizes.
-
-    Items x width stays within the budget and the width within its own bound, unless one item exceeds them.
+    Some models cap or scale them in their forward pass; that of a sharded model must run as a whole.
     """
-    run: list[int] = []
-    widest: tuple[int, ...] = ()
-    for item in order:
-        wider = tuple(map(max, widest, sizes[item])) if run else sizes[item]
-        most = budget if width is None else min(budget, width * (len(run) + 1))
-        if run and (len(run) + 1) * sum(wider) > most:
-            yield run
-            run, wider = [], sizes[item]
-        run.append(item)
-        widest = wider
-    if run:
-        yield run
+    if ranks.sharded(model):
+        return False
+    ids = torch.tensor([row.input_ids[:2]], device=device)
+    first = torch.zeros_like(ids, dtype=torch.bool)
+    first[0, 0] = True
+    hidden, logits = select_hidden(model, ids, torch.ones_like(ids), first)
+    return torch.equal(output_embedding(model)(hidden).to(logits.dtype), logits)
 
 
-def _score_batch(model: nn.Module, batch: Mapping[str, Tensor], moments: Sequence[bool]) -> list[TokenScores]:
+def _batches(
+    model: nn.Module, rows: Sequence[Encoded], batch_tokens: int, blocks: bool
+) -> Iterator[list[int]]:
+    """Row numbers of each batch: of like length, `batch_tokens` tokens at most if several rows.
+
+    Where logits exist as a whole, their number is bounded too.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    batches = batches_by_tokens(lengths, ranks.portion(batch_tokens, sum(lengths), model))
+    if blocks:
+        yield from batches
+        return
+    labels = _LOGIT_ELEMENTS // language_model(model).config.get_text_config().vocab_size
+    for batch in batches:
+        yield from runs(batch, [(len(row.labels),) for row in rows], labels)
+
+
+def _score_batch(
+    model: nn.Module, batch: Mapping[str, Tensor], moments: Sequence[bool], blocks: bool
+) -> list[TokenScores]:
     positions = label_positions(batch["labels"])
-    logits = select_logits(model, batch["input_ids"], batch["attention_mask"], positions)
     targets = batch["labels"][:, 1:][positions[:, :-1]]
     sizes = positions.sum(1)
     wanted = torch.tensor(moments, device=sizes.device).repeat_interleave(sizes)
+    logits = _logit_blocks(model, batch["input_ids"], batch["attention_mask"], positions, blocks)
     columns = _token_scores(logits, targets, wanted)
     ends = sizes.cumsum(0)[:-1].tolist()
     rows = zip(*(np.split(column, ends) for column in columns), moments, strict=True)
@@ -293,14 +172,32 @@ def _score_batch(model: nn.Module, batch: Mapping[str, Tensor], moments: Sequenc
     ]
 
 
+def _logit_blocks(
+    model: nn.Module,
+    input_ids: Int[Tensor, "b t"],
+    attention_mask: Int[Tensor, "b t"],
+    positions: Bool[Tensor, "b t"],
+    blocks: bool,
+) -> Iterator[Float[Tensor, "k v"]]:
+    """Logits at the chosen positions, in row-major order, no more than `_SOFTMAX_ELEMENTS` at once."""
+    size = max(1, _SOFTMAX_ELEMENTS // language_model(model).config.get_text_config().vocab_size)
+    if blocks:
+        hidden, _ = select_hidden(model, input_ids, attention_mask, positions)
+        yield from map(output_embedding(model), hidden.split(size))
+    else:
+        yield from select_logits(model, input_ids, attention_mask, positions).split(size)
+
+
 def _token_scores(
-    logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"], moments: Bool[Tensor, " k"]
+    logits: Iterator[Float[Tensor, "k v"]], targets: Int[Tensor, " n"], moments: Bool[Tensor, " n"]
 ) -> tuple[npt.NDArray[Any], ...]:
-    """Log-probability, match, mean and deviation of each label, a block of labels at a time."""
-    size = max(1, _SOFTMAX_ELEMENTS // logits.shape[1])
-    blocks = zip(logits.split(size), targets.split(size), moments.split(size), strict=True)
-    columns = zip(*(_block_scores(*block) for block in blocks), strict=True)
-    return tuple(torch.cat(column).numpy() for column in columns)
+    """Log-probability, match, mean and deviation of each label."""
+    columns, start = [], 0
+    for block in logits:
+        part = slice(start, start + len(block))
+        columns.append(_block_scores(block, targets[part], moments[part]))
+        start = part.stop
+    return tuple(torch.cat(column).numpy() for column in zip(*columns, strict=True))
 
 
 def _block_scores(
@@ -323,104 +220,3 @@ def _moments(log_p: Float[Tensor, "k v"]) -> tuple[Float[Tensor, " k"], Float[Te
     mean = torch.linalg.vecdot(p, log_p)
     variance = torch.linalg.vecdot(p, (log_p - mean[:, None]).square_().nan_to_num_())
     return mean.double().cpu(), variance.sqrt().double().cpu()
-
-
-# --- generation pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where decoding of one row begins, and how far it may go."""
-
-    prefix: tuple[int, ...]
-    known: tuple[int, ...]
-    limit: int
-
-    @classmethod
-    def of(
-        cls, row: Encoded, known: int, budget: int | None, context: int | None, ends: Collection[int]
-    ) -> _Start:
-        """Begin after the first `known` response tokens; stay within the model's context if it states one."""
-        most = len(row.labels) + (MARGIN if row.input_ids[-1] in ends else 0) if budget is None else budget
-        if context is not None:
-            most = max(0, min(most, context - row.prompt_length))
-        answer = _until_end(row.labels[: min(known, most)], ends)
-        ended = bool(answer) and answer[-1] in ends
-        prefix = row.input_ids[: row.prompt_length] + answer
-        return cls(prefix, answer, 0 if ended else most - len(answer))
-
-
-def _leading(row: Encoded, scores: TokenScores) -> int:
-    tokens = len(row.input_ids) - row.prompt_length
-    if len(scores.matches) != tokens:
-        raise ValueError(
-            "`scores` must be those of `prompts`, in the same order; "
-            f"a row of {tokens} response tokens came with {len(scores.matches)} scores."
-        )
-    return scores.leading
-
-
-def _end_tokens(
-    model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]
-) -> frozenset[int]:
-    """What ends an answer: for the model, the tokenizer, and the rows (a chat template's end of turn)."""
-    stated = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    turns = {row.input_ids[-1] for row in rows} & special.union(tokenizer.all_special_ids)
-    return frozenset(turns.union(int(end) for end in ends if end is not None))
-
-
-@contextmanager
-def _greedy(
-    model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
-) -> Iterator[None]:
-    """Plain greedy search in place of the model's generation configuration, which `generate` would mix in."""
-    before = model.generation_config
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
-    model.generation_config = GenerationConfig(
-        do_sample=False, use_cache=True, pad_token_id=pad, eos_token_id=sorted(ends) or None
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
-def _generation_batches(
-    starts: Sequence[_Start], batch_tokens: int, context: int | None
-) -> Iterator[list[int]]:
-    """Row numbers of each batch, by steps to go so that rows end together, then by prompt length.
-
-    No row of a batch runs out of the model's context while another still goes on.
-    """
-    sizes = [(start.limit, len(start.prefix)) for start in starts]
-    order = sorted((i for i, start in enumerate(starts) if start.limit > 0), key=sizes.__getitem__)
-    return _cut(order, sizes, batch_tokens, context)
-
-
-def _continue(
-    model: GenerationMixin, starts: Sequence[_Start], ends: Collection[int], device: torch.device
-) -> list[tuple[int, ...]]:
-    width = max(len(start.prefix) for start in starts)
-    ids = torch.zeros(len(starts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, start in enumerate(starts):
-        ids[row, width - len(start.prefix) :] = torch.tensor(start.prefix)
-        mask[row, width - len(start.prefix) :] = 1
-    steps = max(start.limit for start in starts)
-    out = cast(Any, model).generate(ids.to(device), attention_mask=mask.to(device), max_new_tokens=steps)
-    new = out[:, width:].tolist()
-    return [
-        start.known + _until_end(row[: start.limit], ends) for start, row in zip(starts, new, strict=True)
-    ]
-
-
-def _until_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
-    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[:stop])
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Generation:
-    text = tokenizer.decode(list(tokens), skip_special_tokens=True)
-    return Generation(text=str(text).strip(), tokens=tokens)

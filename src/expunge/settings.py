@@ -36,7 +36,7 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
     if method not in METHODS:
         raise UsageError(
             f"--method must be one of {', '.join(METHODS)}; got {method!r}. "
-            f"{_nearest(str(method), METHODS)}See expunge list methods."
+            f"{nearest(str(method), METHODS)}See expunge list methods."
         )
     hints = get_type_hints(METHODS[method])
     names = inspect.signature(METHODS[method]).parameters
@@ -66,7 +66,7 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
         if key not in known:
             raise UsageError(
                 f"--set must name a setting; {key!r} is none. "
-                f"{_nearest(key, candidates)}Settings are the fields of UnlearningArguments and the "
+                f"{nearest(key, candidates)}Settings are the fields of UnlearningArguments and the "
                 "arguments of the method."
             )
     hints = get_type_hints(UnlearningArguments)
@@ -127,6 +127,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """ "Did you mean …? ", or nothing where nothing is near."""
     near = difflib.get_close_matches(name, list(candidates), n=1)
     return f"Did you mean {near[0]}? " if near else ""

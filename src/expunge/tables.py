@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from expunge.collate import Encoded
-from expunge.scoring import Generation, Precision, Progress, TokenScores, generate, score
+from expunge.generation import Generation, generate
+from expunge.gradients import gradient_norms
+from expunge.inference import Precision, Progress
+from expunge.scoring import TokenScores, score
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +47,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What one model made of one part, in the order of its rows; an empty list is what was not asked."""
+    """What one model made of one part, in the order of its rows; an empty list is what was not asked.
+
+    Attributes:
+        scores: Of each response.
+        generations: The answers.
+        gradient_norms: Of each row.
+        cut: Row -> what is left of its response, where the row does not end in a special token.
+    """
 
     scores: list[TokenScores]
     generations: list[Generation]
     gradient_norms: list[float]
+    cut: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +71,7 @@ class Tables(Mapping[str, Table]):
         seconds: Wall time of all passes.
         scored_tokens: Real tokens of all scored rows, prompts included.
         generated_tokens: Tokens of all answers.
-        stages: "scoring", "generation", "gradients" -> wall seconds; a stage that was not asked is absent.
+        stages: "scoring", "generation", "gradients" -> wall seconds.
     """
 
     parts: Mapping[str, Table]
@@ -80,73 +96,35 @@ def examine(
     parts: Mapping[str, Part],
     *,
     precision: Precision = "fp32",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Tables:
     """Score and decode all parts, in one length-grouped pass each.
 
     Args:
-        model: A causal language model, wrapped or not.
+        model: A causal language model, wrapped or not. Where several processes run, all of them call this,
+            share the work and get the same tables.
         tokenizer: Its tokenizer.
         parts: Name -> rows and what is asked about them.
         precision: Of all forward passes.
-        batch_tokens: Tokens per batch, padding included.
-        cache: Folder of earlier results.
+        batch_tokens: Tokens per batch, padding included; None: 4,096 on a CPU, 32,768 elsewhere.
+        cache: Folder of earlier results, which are taken where model, tokenizer, rows, settings and code are
+            the same (see `expunge.table_cache`).
         progress: Called with the rows finished since the last call; `work` says how many there are in all.
 
     Raises:
         ValueError: A row has no prompt, or no response where it is to be scored.
+        UsageError: `cache` cannot be a private folder.
     """
-    started = time.perf_counter()
-    asked = [part for part in parts.values() for _ in part.rows]
-    rows = [row for part in parts.values() for row in part.rows]
-    scored = [i for i, part in enumerate(asked) if part.scored or part.moments]
-    decoded = [i for i, part in enumerate(asked) if part.new_tokens != 0]
-    scores = dict(
-        zip(
-            scored,
-            score(
-                model,
-                [rows[i] for i in scored],
-                pad_id=int(tokenizer.pad_token_id or 0),
-                precision=precision,
-                batch_tokens=batch_tokens,
-                moments=[asked[i].moments for i in scored],
-                progress=progress,
-            ),
-            strict=True,
-        )
-    )
-    generations = dict(
-        zip(
-            decoded,
-            generate(
-                model,
-                [rows[i] for i in decoded],
-                tokenizer=tokenizer,
-                precision=precision,
-                budgets=[asked[i].new_tokens for i in decoded],
-                batch_tokens=batch_tokens,
-                scores=[scores.get(i) for i in decoded],
-                progress=progress,
-            ),
-            strict=True,
-        )
-    )
-    tables, start = {}, 0
-    for name, part in parts.items():
-        own = range(start, start + len(part.rows))
-        tables[name] = Table(
-            [scores[i] for i in own if i in scores], [generations[i] for i in own if i in generations], []
-        )
-        start += len(part.rows)
-    return Tables(
-        tables,
-        time.perf_counter() - started,
-        sum(len(rows[i].input_ids) for i in scored),
-        sum(len(g.tokens) for g in generations.values()),
-    )
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    passes = _Passes(model, tokenizer, precision, batch_tokens or (4096 if on_cpu else 32_768), progress)
+    if cache is None:
+        return passes.tables(parts)
+    from expunge import table_cache  # imports this module
+
+    key = table_cache.key(model, tokenizer, parts, precision, passes.batch_tokens)
+    return table_cache.recall(cache, key, parts, lambda: passes.tables(parts), progress)
 
 
 def work(parts: Mapping[str, Part]) -> int:
@@ -155,3 +133,104 @@ def work(parts: Mapping[str, Part]) -> int:
         len(part.rows) * ((part.scored or part.moments) + (part.new_tokens != 0) + part.gradients)
         for part in parts.values()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The passes with their settings, each over the rows of all parts that ask for it."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    batch_tokens: int
+    progress: Progress | None
+
+    def tables(self, parts: Mapping[str, Part]) -> Tables:
+        """What the passes found, part by part."""
+        asked = [part for part in parts.values() for _ in part.rows]
+        rows = [row for part in parts.values() for row in part.rows]
+        stages: dict[str, float] = {}
+        with _timed(stages, "scoring"):
+            scores = self._scores(rows, asked)
+        with _timed(stages, "generation"):
+            generations = self._generations(rows, asked, scores)
+        with _timed(stages, "gradients"):
+            norms = self._norms(rows, asked)
+        starts = accumulate([len(part.rows) for part in parts.values()], initial=0)
+        tables = {
+            name: Table(
+                _slice(scores, start, len(part.rows)),
+                _slice(generations, start, len(part.rows)),
+                _slice(norms, start, len(part.rows)),
+                _cut(part.rows, self.tokenizer),
+            )
+            for (name, part), start in zip(parts.items(), starts, strict=False)
+        }
+        return Tables(
+            parts=tables,
+            seconds=sum(stages.values()),
+            scored_tokens=sum(len(rows[i].input_ids) for i in scores),
+            generated_tokens=sum(len(generation.tokens) for generation in generations.values()),
+            stages=stages,
+        )
+
+    def _scores(self, rows: Sequence[Encoded], asked: Sequence[Part]) -> dict[int, TokenScores]:
+        chosen = [i for i, part in enumerate(asked) if part.scored or part.moments]
+        scores = score(
+            self.model,
+            [rows[i] for i in chosen],
+            pad_id=int(self.tokenizer.pad_token_id or 0),
+            precision=self.precision,
+            batch_tokens=self.batch_tokens,
+            moments=[asked[i].moments for i in chosen],
+            progress=self.progress,
+        )
+        return dict(zip(chosen, scores, strict=True))
+
+    def _generations(
+        self, rows: Sequence[Encoded], asked: Sequence[Part], scores: Mapping[int, TokenScores]
+    ) -> dict[int, Generation]:
+        chosen = [i for i, part in enumerate(asked) if part.new_tokens != 0]
+        if not chosen:
+            return {}
+        generations = generate(
+            self.model,
+            [rows[i] for i in chosen],
+            tokenizer=self.tokenizer,
+            precision=self.precision,
+            budgets=[asked[i].new_tokens for i in chosen],
+            batch_tokens=self.batch_tokens,
+            scores=[scores.get(i) for i in chosen],
+            progress=self.progress,
+        )
+        return dict(zip(chosen, generations, strict=True))
+
+    def _norms(self, rows: Sequence[Encoded], asked: Sequence[Part]) -> dict[int, float]:
+        chosen = [i for i, part in enumerate(asked) if part.gradients]
+        if not chosen:
+            return {}
+        norms = gradient_norms(
+            self.model, [rows[i] for i in chosen], precision=self.precision, progress=self.progress
+        )
+        return dict(zip(chosen, norms, strict=True))
+
+
+def _cut(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+    return {
+        i: str(tokenizer.decode(list(row.labels), skip_special_tokens=True))
+        for i, row in enumerate(rows)
+        if row.labels and row.labels[-1] not in special
+    }
+
+
+def _slice(found: Mapping[int, Item], start: int, count: int) -> list[Item]:
+    return [found[i] for i in range(start, start + count) if i in found]
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    stages[name] = time.perf_counter() - started

@@ -28,16 +28,16 @@ from transformers import (
 
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, RowStream, Sources
-from expunge.collate import Encoded, collate, encode
+from expunge.collate import Encoded, Encoding, collate
 from expunge.descent import Descent
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
+from expunge.inference import model_context
 from expunge.interrupt import Interrupt
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.probe import Batch
 from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
-from expunge.scoring import context_length
 
 PROBE_BATCH = 8
 
@@ -88,7 +88,7 @@ class Unlearner(Trainer):
                 "Give it, or choose a method that does not read it."
             )
         self.method = method
-        self.context = context_length(model)
+        self.context = model_context(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
         self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
         self.pad_id = int(processing_class.pad_token_id or 0)
@@ -142,14 +142,7 @@ class Unlearner(Trainer):
     # -- data ------------------------------------------------------------------------------------
 
     def _encode(self, name: str, records: Records, args: UnlearningArguments) -> list[Encoded]:
-        return encode(
-            records,
-            self.tokenizer,
-            template=args.template,
-            max_length=args.max_length,
-            context=self.context,
-            name=name,
-        )
+        return args.encoding.rows(records, self.tokenizer, context=self.context, name=name)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""
@@ -181,7 +174,10 @@ class Unlearner(Trainer):
             self.records["forget"],
             self.encoded.get("holdout"),
             CheckSettings(
-                args.check_rows, args.seed, args.template, args.max_length or self.context, args.precision
+                args.check_rows,
+                args.seed,
+                Encoding(args.template, args.max_length or self.context),
+                args.precision,
             ),
         )
 

@@ -55,7 +55,10 @@ class Measured:
 class Benchmark(Protocol):
     """Data and metrics under one name; a benchmark's module has a `load` that reads one from a folder."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        ...
 
     @property
     def sets(self) -> Mapping[str, Records]:

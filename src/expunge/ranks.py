@@ -1,0 +1,67 @@
+"""Several processes share independent work: each does its part, all get the whole.
+
+Where torch.distributed is not initialised, or the model's own forward pass takes all processes (FSDP, ZeRO-3,
+tensor parallel), every process does everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+Item = TypeVar("Item")
+
+
+def sharers(model: nn.Module) -> int:
+    """Processes that divide independent work on this model between them; 1 if it cannot be divided."""
+    if not (dist.is_available() and dist.is_initialized()) or sharded(model):
+        return 1
+    return dist.get_world_size()
+
+
+def portion(budget: int, total: int, model: nn.Module) -> int:
+    """A batch's budget, cut so that there is a batch for every process."""
+    count = sharers(model)
+    return budget if count == 1 else max(1, min(budget, total // count))
+
+
+def own(batches: Sequence[Item], model: nn.Module) -> Sequence[Item]:
+    """This process's part: every so-maniest batch, so that neighbours of like size are spread."""
+    count = sharers(model)
+    return batches if count == 1 else batches[dist.get_rank() :: count]
+
+
+def together(found: Mapping[int, Item], model: nn.Module) -> dict[int, Item]:
+    """Row -> result of all processes, from each one's own; all of them must call this."""
+    count = sharers(model)
+    if count == 1:
+        return dict(found)
+    parts: list[Mapping[int, Item]] = [{}] * count
+    dist.all_gather_object(parts, found)
+    return {row: result for part in parts for row, result in part.items()}
+
+
+def decided(make: Callable[[], Item]) -> Item:
+    """What the first process makes, on every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return make()
+    box = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]
+
+
+def first() -> bool:
+    """Whether this is the process that writes files."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether one forward pass of the model takes all processes."""
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return True
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
