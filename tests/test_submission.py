@@ -72,9 +72,7 @@ def test_it_ends_in_time(taught: Path, data: tuple[Path, Path], tmp_path: Path) 
     """By default there is no other limit that a run could reach in minutes."""
     started = time.monotonic()
     unlearn(taught, tmp_path / "out", *data, limit=2.0, learning_rate=1e-7, **QUICK)
-    assert (
-        time.monotonic() - started < 10
-    )  # much slack: a slow machine is late before step one
+    assert time.monotonic() - started < 10  # much slack: a slow machine is late before step one
     weights(tmp_path / "out")
 
 
