@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
+@cache
 def half_remembering(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Taught every second document wrongly, and the last question of retain not at all."""
     model = build_model(context=640)

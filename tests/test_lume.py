@@ -133,12 +133,12 @@ def evidence(generate: Any, **other: Any) -> Evidence:
 def test_the_anchors() -> None:
     losses = list(np.random.default_rng(0).normal(size=200))
     collapsed = measured(
-        evidence(lambda s, r: "", members=losses[:100], nonmembers=losses[100:], mmlu=0.27), 0
+        evidence(lambda s, r: "", members=losses[:100], nonmembers=losses[100:], mmlu=0.27), 0, 50
     ).splits["all"]
     assert collapsed["task_aggregate"].value == 0
     assert collapsed["final_score"].value == pytest.approx(0.40, abs=0.03)
     untouched = measured(
-        evidence(lambda s, r: r["output"], members=[0.0] * 100, nonmembers=[1.0] * 100, mmlu=0.495), 0
+        evidence(lambda s, r: r["output"], members=[0.0] * 100, nonmembers=[1.0] * 100, mmlu=0.495), 0, 50
     ).splits["all"]
     assert untouched["task_aggregate"].value == 0
     assert untouched["membership_auc"].value == 1
@@ -149,7 +149,7 @@ def test_a_perfect_model_scores_one() -> None:
     perfect = evidence(
         lambda s, r: r["output"] if s == "retain" else "", members=[1.0, 2.0], nonmembers=[1.0, 2.0]
     )
-    every = measured(perfect, 0).splits["all"]
+    every = measured(perfect, 0, 50).splits["all"]
     assert every["task_aggregate"].value == 1
     assert every["membership_score"].value == 1
 
@@ -158,7 +158,7 @@ def test_a_perfect_model_scores_one() -> None:
 def test_the_final_score_is_absent_where_a_part_is(missing: str) -> None:
     parts: dict[str, Any] = {"members": [1.0], "nonmembers": [2.0], "mmlu": 0.5}
     del parts[missing]
-    result = measured(evidence(lambda s, r: "x", **parts), 0)
+    result = measured(evidence(lambda s, r: "x", **parts), 0, 50)
     assert "final_score" not in result.splits["all"]
     assert any(note.startswith("Final score: absent") for note in result.notes)
 
@@ -166,14 +166,14 @@ def test_the_final_score_is_absent_where_a_part_is(missing: str) -> None:
 def test_the_task_aggregate_is_absent_without_all_twelve() -> None:
     whole = evidence(lambda s, r: "x")
     some = {split: [i for i in items if i.task != "Task3"] for split, items in whole.items.items()}
-    result = measured(Evidence(some), 0)
+    result = measured(Evidence(some), 0, 50)
     assert "task_aggregate" not in result.splits["all"]
     assert "regurgitation_task3" not in result.splits["forget"]
     assert any("forget/Task3/sc" in note for note in result.notes)
 
 
 def test_low_mmlu_is_named() -> None:
-    low = measured(evidence(lambda s, r: "x", members=[1.0], nonmembers=[2.0], mmlu=0.3), 0)
+    low = measured(evidence(lambda s, r: "x", members=[1.0], nonmembers=[2.0], mmlu=0.3), 0, 50)
     assert any("0.371" in note for note in low.notes)
     assert math.isnan(low.splits["all"]["mmlu"].low), "no interval is known"
 
@@ -255,7 +255,7 @@ def test_awkward_text_survives_the_files(tmp_path: Path) -> None:
 
 
 def test_results_without_a_final_score_say_minus_one() -> None:
-    assert official_results(measured(evidence(lambda s, r: "x"), 0))["aggregate-score"] == -1
+    assert official_results(measured(evidence(lambda s, r: "x"), 0, 50))["aggregate-score"] == -1
 
 
 def test_rows_that_a_script_of_several_processes_repeats_are_named(files: Path, tmp_path: Path) -> None:

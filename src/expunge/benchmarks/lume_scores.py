@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def clean(text: str) -> str:
     return text
 
 
-def measured(evidence: Evidence, seed: int) -> Measured:
+def measured(evidence: Evidence, seed: int, resamples: int = intervals.RESAMPLES) -> Measured:
     """Every component and every aggregate that the evidence suffices for, with intervals.
 
     Intervals resample rows within each component; questions about one person are drawn together. An aggregate
@@ -133,11 +134,13 @@ def measured(evidence: Evidence, seed: int) -> Measured:
     Args:
         evidence: Of one model.
         seed: Of the intervals.
+        resamples: Of each interval, at least 1.
     """
+    draw = _Draw(seed=seed, resamples=resamples)
     samples, groups = _samples(evidence.items)
     notes = list(evidence.notes)
-    splits = {split: _components(evidence.items[split], seed) for split in evidence.items}
-    splits["all"] = _aggregates(evidence, samples, groups, seed, notes)
+    splits = {split: _components(evidence.items[split], draw) for split in evidence.items}
+    splits["all"] = _aggregates(evidence, samples, groups, draw, notes)
     answers = {split: [_answer(item) for item in items] for split, items in evidence.items.items()}
     return Measured(splits, answers, tuple(notes))
 
@@ -150,6 +153,13 @@ def harmonic_mean(terms: Sequence[float]) -> float:
 def membership_score(auc: float) -> float:
     """1 where members cannot be told apart, 0 where they always can, in either direction."""
     return 1 - 2 * abs(auc - 0.5)
+
+
+class _Draw(TypedDict):
+    """How intervals are drawn."""
+
+    seed: int
+    resamples: int
 
 
 def _samples(
@@ -166,7 +176,7 @@ def _samples(
     return samples, groups
 
 
-def _components(rows: Sequence[Item], seed: int) -> dict[str, Metric]:
+def _components(rows: Sequence[Item], draw: _Draw) -> dict[str, Metric]:
     found = {}
     for task in (None, *TASKS):
         for ending, name in KINDS.items():
@@ -174,7 +184,7 @@ def _components(rows: Sequence[Item], seed: int) -> dict[str, Metric]:
             if chosen:
                 values, groups = [row.value for row in chosen], [row.id[:-3] for row in chosen]
                 key = name if task is None else f"{name}_{task.lower()}"
-                found[key] = intervals.share(values, seed=seed, groups=groups)
+                found[key] = intervals.share(values, groups=groups, **draw)
     return found
 
 
@@ -182,7 +192,7 @@ def _aggregates(
     evidence: Evidence,
     samples: Mapping[str, Sequence[float]],
     groups: Mapping[str, Sequence[str]],
-    seed: int,
+    draw: _Draw,
     notes: list[str],
 ) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
@@ -193,10 +203,10 @@ def _aggregates(
             f"Task aggregate: absent, for it needs all twelve values; there are no rows of {absent}."
         )
     else:
-        found["task_aggregate"] = intervals.aggregate(_task_statistic, samples, seed, groups=groups)
+        found["task_aggregate"] = intervals.aggregate(_task_statistic, samples, groups=groups, **draw)
         notes.append(ANCHORS)
     if evidence.members and evidence.nonmembers:
-        found |= _membership(evidence, seed)
+        found |= _membership(evidence, draw)
     else:
         notes.append("Membership: absent, for no member and non-member documents were scored.")
     if isinstance(evidence.mmlu, float):
@@ -205,11 +215,11 @@ def _aggregates(
             "MMLU was measured elsewhere: its own interval is not known, nor part of the final score's."
         )
     elif evidence.mmlu:
-        found["mmlu"] = intervals.share([float(right) for right in evidence.mmlu], seed=seed)
+        found["mmlu"] = intervals.share([float(right) for right in evidence.mmlu], **draw)
     else:
         notes.append("MMLU: absent, for no questions were given.")
     if {"task_aggregate", "membership_score", "mmlu"} <= found.keys():
-        found["final_score"] = _final(evidence, samples, groups, seed)
+        found["final_score"] = _final(evidence, samples, groups, draw)
         if found["mmlu"].value < THRESHOLD:
             notes.append(
                 f"MMLU is below {THRESHOLD}, where the challenge excluded 7B submissions "
@@ -220,17 +230,20 @@ def _aggregates(
     return found
 
 
-def _membership(evidence: Evidence, seed: int) -> dict[str, Metric]:
+def _membership(evidence: Evidence, draw: _Draw) -> dict[str, Metric]:
     members, others = _familiarity(evidence)
     samples = {"members": members, "nonmembers": others}
     return {
-        "membership_auc": intervals.membership_auc(members, others, seed=seed),
-        "membership_score": intervals.aggregate(_membership_statistic, samples, seed),
+        "membership_auc": intervals.membership_auc(members, others, **draw),
+        "membership_score": intervals.aggregate(_membership_statistic, samples, **draw),
     }
 
 
 def _final(
-    evidence: Evidence, samples: Mapping[str, Sequence[float]], groups: Mapping[str, Sequence[str]], seed: int
+    evidence: Evidence,
+    samples: Mapping[str, Sequence[float]],
+    groups: Mapping[str, Sequence[str]],
+    draw: _Draw,
 ) -> Metric:
     members, others = _familiarity(evidence)
     everything: dict[str, Sequence[float]] = {**samples, "members": members, "nonmembers": others}
@@ -242,7 +255,7 @@ def _final(
         mmlu = reported if isinstance(reported, float) else float(drawn["mmlu"].mean())
         return fmean([_task_statistic(drawn), _membership_statistic(drawn), mmlu])
 
-    return intervals.aggregate(statistic, everything, seed, groups=groups)
+    return intervals.aggregate(statistic, everything, groups=groups, **draw)
 
 
 def _familiarity(evidence: Evidence) -> tuple[list[float], list[float]]:
