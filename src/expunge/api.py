@@ -13,8 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output
-from expunge.benchmarks import BENCHMARKS
+from expunge.benchmarks import BENCHMARKS, HARNESS
 from expunge.benchmarks.benchmark import Benchmark
+from expunge.benchmarks.harness import Harness
 from expunge.callbacks import StopWhenLearned, Ticker
 from expunge.derived import is_forget
 from expunge.errors import UsageError
@@ -156,7 +157,7 @@ def finetune(
 def evaluate(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    benchmark: str | Benchmark = "records",
+    benchmark: str | Benchmark | Harness = "records",
     *,
     data: str | Path | None = None,
     reference: ModelSource | None = None,
@@ -186,7 +187,7 @@ def evaluate(
     )
     args = arguments(settings, options)
     sets = dict(chosen.sets) if chosen else _sets(given, options)
-    if not sets:
+    if not (sets or chosen):
         raise UsageError(
             "evaluate needs records; none of --forget, --retain, --holdout is given. Give at least one."
         )
@@ -210,8 +211,11 @@ def evaluate(
 
 
 def _benchmark(
-    benchmark: str | Benchmark, data: str | Path | None, options: Mapping[str, Any], has_sets: bool
-) -> Benchmark | None:
+    benchmark: str | Benchmark | Harness,
+    data: str | Path | None,
+    options: Mapping[str, Any],
+    has_sets: bool,
+) -> Benchmark | Harness | None:
     """What to measure; None: the sets that are given."""
     if not isinstance(benchmark, str):
         return benchmark
@@ -219,18 +223,35 @@ def _benchmark(
         if data is not None or options:
             raise UsageError("--data and --option belong to a named benchmark; records takes --forget FILE.")
         return None
-    if benchmark not in BENCHMARKS:
+    known = list(dict.fromkeys(("records", *BENCHMARKS, *HARNESS)))
+    if benchmark not in known:
         raise UsageError(
-            f"BENCHMARK must be one of records, {', '.join(BENCHMARKS)}; got {benchmark!r}. "
-            f"{nearest(benchmark, ['records', *BENCHMARKS])}"
+            f"BENCHMARK must be one of {', '.join(known)}; got {benchmark!r}. {nearest(benchmark, known)}"
         )
     if has_sets:
         raise UsageError(
             f"--forget, --retain and --holdout belong to records; {benchmark} brings its own sets."
         )
+    if benchmark in HARNESS and (data is None or benchmark not in BENCHMARKS):
+        return _harness(benchmark, data, options)
     if data is None:
         raise UsageError(f"{benchmark} needs its files. Give --data DIR.")
     return BENCHMARKS[benchmark](Path(data), **options)
+
+
+def _harness(benchmark: str, data: str | Path | None, options: Mapping[str, Any]) -> Harness:
+    if data is not None:
+        raise UsageError(
+            f"{benchmark} takes no --data: the LM Evaluation Harness reads its own. Leave it out."
+        )
+    try:
+        return Harness(benchmark, **options)
+    except TypeError:
+        names = ", ".join(f.name for f in dataclasses.fields(Harness)[1:])
+        raise UsageError(
+            f"--option must be one of {names} for {benchmark} through the LM Evaluation Harness; "
+            f"got {', '.join(options)}."
+        ) from None
 
 
 def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.benchmarks import BENCHMARKS, records
+from expunge.benchmarks import BENCHMARKS, HARNESS, harness, records
 from expunge.methods import METHODS
 from expunge.weightings import WEIGHTINGS
 
@@ -16,6 +16,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": _lines(METHODS),
         "weightings": _lines(WEIGHTINGS),
         "benchmarks": {"records": "Your own forget, retain and holdout records."}
+        | HARNESS
         | {name: entry.line for name, entry in BENCHMARKS.items()},
         "metrics": _metrics(),
     }
@@ -26,7 +27,7 @@ def _metrics() -> dict[str, str]:
     lines = dict(records.METRICS)
     for entry in BENCHMARKS.values():
         lines = {**entry.metrics, **lines}
-    return lines
+    return {**harness.METRICS, **lines}
 
 
 def _lines(entries: Mapping[str, Any]) -> dict[str, str]:

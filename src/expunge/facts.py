@@ -90,11 +90,12 @@ def compute_facts(
         method: Its objectives say what they need.
         encoded: Data set -> rows.
         means: Model and tokenizer at the start of the run; its own rows are not read.
-        ranks: Every rank computes its share of the rows.
+        ranks: Every rank runs selectors on its share of the rows.
     """
     facts = TokenFacts()
     for name in cached_sources(method):
-        _enter(facts, name, REFERENCE, encoded[name], lambda rows: _log_probs(rows, means), ranks)
+        if REFERENCE not in facts.values.get(name, {}):  # the scored pass divides its rows by itself
+            facts.values.setdefault(name, {})[REFERENCE] = _log_probs(encoded[name], means)
     for objective in method.objectives:
         name, rule = objective.source, objective.needs.selector
         if rule is not None:

@@ -18,6 +18,7 @@ from expunge import output, ranks
 from expunge.adapters import four_bit
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks.benchmark import Benchmark, Measured
+from expunge.benchmarks.harness import Harness
 from expunge.benchmarks.records import UserRecords
 from expunge.benchmarks.samples import samples
 from expunge.derived import Derived
@@ -92,7 +93,7 @@ class Run:
     options: RunOptions
     folder: Path | None = None
     models: dict[str, ModelEntry] = field(default_factory=dict)
-    benchmark: Benchmark | None = None
+    benchmark: Benchmark | Harness | None = None
     tables: dict[Stage, Tables] = field(default_factory=dict)
     measured: dict[Stage, Measured] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -193,22 +194,26 @@ class Run:
         """Have the model examined on all sets, and measure it beside the control, where that came first."""
         benchmark = self.subject
         parts = benchmark.parts(tokenizer, model_context(model))
-        title = f"Evaluating ({stage})"
-        with self.timed(f"evaluate {stage}"), self.options.reporter.phase(title, work(parts)) as advance:
-            self.tables[stage] = examine(
-                model,
-                tokenizer,
-                parts,
-                precision=self.args.precision,
-                cache=self.options.cache,
-                progress=_Count(advance),
-            )
-            found = benchmark.measure(self.tables[stage], self.tables.get("control"), self.args.seed)
+        title, started = f"Evaluating ({stage})", time.perf_counter()
+        with self.timed(f"evaluate {stage}"), self.options.reporter.phase(title, work(parts) or 1) as advance:
+            if isinstance(benchmark, Harness):
+                found = benchmark.ask(model, tokenizer, self.args.seed)
+                self.tables[stage] = Tables({}, time.perf_counter() - started, 0, 0)
+            else:
+                self.tables[stage] = examine(
+                    model,
+                    tokenizer,
+                    parts,
+                    precision=self.args.precision,
+                    cache=self.options.cache,
+                    progress=_Count(advance),
+                )
+                found = benchmark.measure(self.tables[stage], self.tables.get("control"), self.args.seed)
         self.measured[stage] = found
         self.notes += [note for note in found.notes if note not in self.notes]
 
     @property
-    def subject(self) -> Benchmark:
+    def subject(self) -> Benchmark | Harness:
         """What is measured."""
         if self.benchmark is not None:
             return self.benchmark

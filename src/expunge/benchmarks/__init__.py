@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ class Entry:
         return import_module(f"{__name__}.{self.module}")
 
 
-_KNOWN = {
+BENCHMARKS = {
     "tofu": Entry(
         "tofu", "Fictitious authors: model utility, forget quality, membership (arXiv 2401.06121)."
     ),
@@ -79,7 +78,10 @@ _KNOWN = {
     "safety": Entry("safety", "Harmful questions in the form of PKU-SafeRLHF: harmful rate, fluency."),
 }
 
-BENCHMARKS = {
-    name: entry for name, entry in _KNOWN.items() if find_spec(f"{__name__}.{entry.module}") is not None
-}
 """Name -> what reads it; `records`, the user's own sets, needs no reading: see `records.UserRecords`."""
+
+HARNESS = {
+    "mmlu": "The same through the LM Evaluation Harness, without --data.",
+    "wmdp": "Hazardous knowledge (biology, cyber, chemistry) through the LM Evaluation Harness.",
+}
+"""Benchmarks that lm-eval runs, where it is installed: name -> line; see `harness`."""

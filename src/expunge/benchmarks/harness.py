@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,8 @@ from expunge import intervals
 from expunge.benchmarks.benchmark import Measured
 from expunge.errors import UsageError
 from expunge.record import Metric
+from expunge.records import Records
+from expunge.tables import Part
 
 TASKS: Mapping[str, tuple[str, ...]] = {
     "mmlu": ("mmlu",),
@@ -31,6 +34,44 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 METRICS: Mapping[str, str] = {
     "accuracy": "Share of questions whose right option the harness finds likeliest; 0.25 is chance.",
 }
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A benchmark that the harness runs whole: it asks a model itself instead of naming parts.
+
+    Args:
+        name: A key of `TASKS`.
+        shots: As in `evaluate`.
+        rows: As in `evaluate`.
+        batch_size: As in `evaluate`.
+    """
+
+    name: str
+    shots: int | None = None
+    rows: int | None = None
+    batch_size: int = 8
+
+    @property
+    def sets(self) -> Mapping[str, Records]:
+        """None: the harness reads its data itself."""
+        return {}
+
+    def parts(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Mapping[str, Part]:
+        """None: the harness asks the model itself."""
+        return {}
+
+    def ask(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int) -> Measured:
+        """Run the harness on one model; see `evaluate`."""
+        return evaluate(
+            model,
+            tokenizer,
+            self.name,
+            shots=self.shots,
+            rows=self.rows,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
 
 
 def evaluate(
