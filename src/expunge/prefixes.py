@@ -7,7 +7,7 @@ what must be done is done in batches that fit the processor's caches. Accelerato
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -61,7 +61,7 @@ class Prefixes:
         return DynamicCache() if not self.wanted.isdisjoint(rows) else None
 
     def keep(self, cache: DynamicCache | None, rows: Sequence[Encoded], known: Sequence[int]) -> None:
-        """Keep the beginnings of right-padded rows: the prompt and so many known tokens, less the last one."""
+        """Keep beginnings of right-padded rows: the prompt and so many known tokens, less the last one."""
         if cache is None:
             return
         for i, (row, count) in enumerate(zip(rows, known, strict=True)):
@@ -80,10 +80,8 @@ class Prefixes:
         width, found = max(map(len, keys)), [self.kept.get(key, []) for key in keys]
         cache = DynamicCache()
         depth = max(map(len, found))
-        cache.layers = [
-            RoomyLayer.filled([layers[i] if layers else None for layers in found], width)
-            for i in range(depth)
-        ]
+        columns = [[layers[i] if layers else None for layers in found] for i in range(depth)]
+        cache.layers = [RoomyLayer.filled(column, width) for column in columns]
         for key in keys:
             self.bytes -= sum(map(_bytes, self.kept.pop(key, [])))
         return cache
@@ -101,10 +99,9 @@ class Prefixes:
     def _add(self, key: tuple[int, ...], cache: DynamicCache, row: int) -> None:
         if not key or key in self.kept:
             return
-        layers = [
-            (layer.keys[row, :, : len(key)], layer.values[row, :, : len(key)]) for layer in cache.layers
-        ]
-        self.kept[key] = [(keys.clone(), values.clone()) for keys, values in layers]
+        part = (row, slice(None), slice(len(key)))
+        layers = [(layer.keys, layer.values) for layer in cast(list[Any], cache.layers)]
+        self.kept[key] = [(keys[part].clone(), values[part].clone()) for keys, values in layers]
         self.bytes += sum(map(_bytes, self.kept[key]))
 
 
