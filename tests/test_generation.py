@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from conftest import build_model
+from expunge import prefixes as prefixes_module
 from expunge.collate import Encoded
 from expunge.generation import generate
+from expunge.prefixes import Prefixes
 from expunge.scoring import score
 from naive import EOS, naive_generation, naive_scores, response_length, sharpen, taught, varied_rows
 
@@ -202,6 +204,7 @@ def test_finished_answers_leave_the_batch(
     assert together == alone
     lengths = sorted(len(g.tokens) for g in alone)
     assert lengths[0] < lengths[-1] // 2, "some answers must end early"
+    assert sizes.pop(0) == 1, "the pass over the prompts gives one token's logits"
     assert sizes[0] == len(rows)
     assert sizes == sorted(sizes, reverse=True), "one batch that only shrinks"
     assert sum(sizes) < 0.9 * len(rows) * len(sizes)
@@ -269,3 +272,54 @@ def test_known_tokens_count_towards_the_budget(
     plain = generate(model, rows, tokenizer=tokenizer, budgets=budgets)
     assert generate(model, rows, tokenizer=tokenizer, budgets=budgets, scores=scores) == plain
     assert max(len(g.tokens) for g in plain) <= budget
+
+
+def test_the_scored_pass_leaves_nothing_to_do_but_steps(
+    knowing: tuple[LlamaForCausalLM, list[Encoded]], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, rows = knowing
+    prefixes = Prefixes(model, rows[3:])
+    scores = score(model, rows, pad_id=EOS, batch_tokens=100, prefixes=prefixes)
+    unfinished = [row for row, s in zip(rows[3:], scores[3:], strict=True) if not s.reproduced]
+    assert 0 < len(prefixes.kept) <= len(unfinished)
+    widths: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _m, _args, words: widths.append(words["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = generate(model, rows[3:], tokenizer=tokenizer, scores=scores[3:], prefixes=prefixes)
+    handle.remove()
+    assert set(widths) == {1}
+    assert found == generate(model, rows[3:], tokenizer=tokenizer)
+    assert (prefixes.kept, prefixes.bytes) == ({}, 0)
+
+
+@pytest.mark.parametrize("most", [0, 20_000])
+def test_what_is_not_kept_is_computed_again(
+    knowing: tuple[LlamaForCausalLM, list[Encoded]],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+) -> None:
+    model, rows = knowing
+    expected = generate(model, rows, tokenizer=tokenizer)
+    monkeypatch.setattr(prefixes_module, "_MOST_BYTES", most)
+    prefixes = Prefixes(model, rows)
+    scores = score(model, rows, pad_id=EOS, prefixes=prefixes)
+    assert prefixes.bytes < most + 20_000
+    kept = len(prefixes.kept)
+    assert (kept > 0) == (most > 0)
+    assert generate(model, rows, tokenizer=tokenizer, scores=scores, prefixes=prefixes) == expected
+    assert kept < sum(not s.reproduced for s in scores)
+
+
+def test_a_prompt_of_one_token_has_no_beginning(
+    sharp: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [Encoded((5, 6, EOS), 1), Encoded((9, 10, 11, EOS), 3), Encoded((12, 6, EOS), 1)]
+    for chosen in (rows, rows[::2]):
+        prefixes = Prefixes(sharp, chosen)
+        scores = score(sharp, chosen, pad_id=EOS, prefixes=prefixes)
+        found = generate(
+            sharp, chosen, tokenizer=tokenizer, budgets=[6] * len(chosen), scores=scores, prefixes=prefixes
+        )
+        assert [list(g.tokens) for g in found] == [naive_generation(sharp, row, 6) for row in chosen]

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -23,18 +22,18 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicLayer
 
 from expunge import ranks
 from expunge.collate import Encoded
 from expunge.inference import Precision, Progress, bare, evaluating, generator, model_context, runs
+from expunge.prefixes import Prefixes
 from expunge.scoring import TokenScores
 
 MARGIN = 16
 """Tokens that an answer may be longer than the true response, where no budget says otherwise."""
 
-_ROOM = 128
-"""Positions by which a cache grows when it is full."""
+_PREFIX_TOKENS = 512
+"""Tokens per batch where beginnings are computed on a CPU: more do not fit its caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ def generate(
     budgets: Sequence[int | None] | None = None,
     batch_tokens: int = 4096,
     scores: Sequence[TokenScores | None] | None = None,
+    prefixes: Prefixes | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
     """Decode greedily after every prompt, in one pass over left-padded batches of like length.
@@ -80,6 +80,7 @@ def generate(
         scores: The rows' scores under the same model, where known. Leading tokens that match under teacher
             forcing are what greedy decoding gives, so they are taken over and only the rest is decoded: the
             same text, far fewer steps for a model that knows the responses.
+        prefixes: What the pass that gave the scores has kept.
         progress: Called with the number of rows finished since the last call.
 
     Raises:
@@ -99,9 +100,10 @@ def generate(
     if progress is not None and len(waiting) < len(answers):
         progress(len(answers) - len(waiting))
     mine: list[int] = []
-    with evaluating(model, precision) as device, _greedy(inner, tokenizer, ends):
+    prefixes = prefixes or Prefixes(model)
+    with evaluating(model, precision), _greedy(inner, tokenizer, ends):
         for batch in ranks.own(_batches(answers, waiting, batch_tokens, model), model):
-            _decode(inner, [answers[i] for i in batch], ends, context, device, progress)
+            _decode(inner, [answers[i] for i in batch], ends, prefixes, progress)
             mine += batch
     tokens = ranks.together({i: tuple(answers[i].tokens) for i in mine}, model)
     if progress is not None and len(mine) < len(tokens):
@@ -246,13 +248,14 @@ def _decode(
     model: GenerationMixin,
     batch: Sequence[_Answer],
     ends: Collection[int],
-    context: int | None,
-    device: torch.device,
+    prefixes: Prefixes,
     progress: Progress | None,
 ) -> None:
     """Extend the answers of one batch to their ends; those that have ended leave it."""
-    ids, mask = _left_padded([(*answer.prompt, *answer.tokens) for answer in batch], device)
-    cache = _cache(cast(PreTrainedModel, model))
+    context, device = model_context(prefixes.model), next(prefixes.model.parameters()).device
+    rows = [(*answer.prompt, *answer.tokens) for answer in batch]
+    ids, mask = _left_padded(rows, device)
+    cache = prefixes.stacked(rows, _PREFIX_TOKENS)
     state = {} if cache is None else {"past_key_values": cache}
     while batch:
         quorum = len(batch) if cache is None else -(-len(batch) // 8)
@@ -303,53 +306,6 @@ def _left_padded(
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
     return ids.to(device), mask.to(device)
-
-
-def _cache(model: PreTrainedModel) -> DynamicCache | None:
-    """An empty cache that rows can leave; None for models with another kind of state."""
-    cache = DynamicCache(config=model.config)
-    if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
-        return None
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room to grow: a step writes one position and does not copy all earlier ones."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.stores: tuple[Tensor | None, Tensor | None] = (None, None)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append the next positions, [b, h, t, d]; returns all so far."""
-        old = (self.keys, self.values) if self.is_initialized else (None, None)
-        self.lazy_initialization(key_states, value_states)
-        key_store, self.keys = _appended(self.stores[0], old[0], key_states)
-        value_store, self.values = _appended(self.stores[1], old[1], value_states)
-        self.stores = (key_store, value_store)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
-        super().batch_select_indices(indices)
-        self.stores = (None, None)
-
-
-def _appended(
-    store: Tensor | None, old: Float[Tensor, "b h s d"] | None, new: Float[Tensor, "b h t d"]
-) -> tuple[Tensor, Tensor]:
-    """A store that begins with `old` and then `new`, and the part of it that they fill."""
-    start = 0 if old is None else old.shape[-2]
-    end = start + new.shape[-2]
-    if store is None or end > store.shape[-2]:
-        store = new.new_empty(*new.shape[:-2], end + _ROOM, new.shape[-1])
-        if old is not None:
-            store[..., :start, :] = old
-    store[..., start:end, :] = new
-    return store, store[..., :end, :]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Generation:

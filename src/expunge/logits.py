@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 
 def output_embedding(model: nn.Module) -> nn.Module:
@@ -60,6 +60,7 @@ def select_hidden(
     input_ids: Int[Tensor, "b t"],
     attention_mask: Int[Tensor, "b t"],
     positions: Bool[Tensor, "b t"],
+    cache: Cache | None = None,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "1 v"]]:
     """What the vocabulary projection gets at the k chosen positions, and the model's logits at the first one.
 
@@ -68,6 +69,7 @@ def select_hidden(
         input_ids: Token ids.
         attention_mask: 1 on real tokens.
         positions: True where the distribution over the *next* token is wanted, at least once.
+        cache: Takes the keys and values of all positions.
     """
     caught: list[Tensor] = []
 
@@ -77,7 +79,12 @@ def select_hidden(
 
     handle = output_embedding(model).register_forward_pre_hook(keep)
     try:
-        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        logits: Tensor = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=cache is not None,
+            past_key_values=cache,
+        ).logits
     finally:
         handle.remove()
     return caught[0], logits

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import Cache
 
 from expunge import ranks
 from expunge.collate import Encoded, batches_by_tokens, collate
 from expunge.inference import Precision, Progress, bare, evaluating, language_model, runs
 from expunge.logits import label_positions, output_embedding, select_hidden, select_logits
+from expunge.prefixes import Prefixes
 
 _SOFTMAX_ELEMENTS = 1 << 24
 """Elements of a [k, v] block that are turned into log-probabilities at once: 64 MiB in fp32."""
@@ -72,6 +74,7 @@ def score(
     precision: Precision = "fp32",
     batch_tokens: int = 4096,
     moments: bool | Sequence[bool] = False,
+    prefixes: Prefixes | None = None,
     progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Score every response token of every row, in one pass over length-grouped batches.
@@ -87,6 +90,7 @@ def score(
         precision: Of the forward pass.
         batch_tokens: Tokens per batch, padding included.
         moments: Also mean and deviation of the log-probabilities, of all rows or of those that are True.
+        prefixes: Keeps what the generation pass can start from.
         progress: Called after each batch with the number of rows that it held.
 
     Raises:
@@ -101,11 +105,13 @@ def score(
     with evaluating(model, precision) as device:
         blocks = _projects_blocks(model, rows[0], device)
         for batch in ranks.own(list(_batches(model, rows, batch_tokens, blocks)), model):
-            inputs = {
-                key: value.to(device) for key, value in collate([rows[i] for i in batch], pad_id).items()
-            }
-            found = _score_batch(model, inputs, [asked[i] for i in batch], blocks)
+            chosen = [rows[i] for i in batch]
+            inputs = {name: value.to(device) for name, value in collate(chosen, pad_id).items()}
+            cache = prefixes.cache(chosen) if prefixes is not None and blocks else None
+            found = _score_batch(model, inputs, [asked[i] for i in batch], blocks, cache)
             scores.update(zip(batch, found, strict=True))
+            if prefixes is not None:
+                prefixes.keep(cache, chosen, [one.leading for one in found])
             if progress is not None:
                 progress(len(batch))
     whole = ranks.together(scores, model)
@@ -156,13 +162,13 @@ def _batches(
 
 
 def _score_batch(
-    model: nn.Module, batch: Mapping[str, Tensor], moments: Sequence[bool], blocks: bool
+    model: nn.Module, batch: Mapping[str, Tensor], moments: Sequence[bool], blocks: bool, cache: Cache | None
 ) -> list[TokenScores]:
     positions = label_positions(batch["labels"])
     targets = batch["labels"][:, 1:][positions[:, :-1]]
     sizes = positions.sum(1)
     wanted = torch.tensor(moments, device=sizes.device).repeat_interleave(sizes)
-    logits = _logit_blocks(model, batch["input_ids"], batch["attention_mask"], positions, blocks)
+    logits = _logit_blocks(model, batch, positions, blocks, cache)
     columns = _token_scores(logits, targets, wanted)
     ends = sizes.cumsum(0)[:-1].tolist()
     rows = zip(*(np.split(column, ends) for column in columns), moments, strict=True)
@@ -174,18 +180,19 @@ def _score_batch(
 
 def _logit_blocks(
     model: nn.Module,
-    input_ids: Int[Tensor, "b t"],
-    attention_mask: Int[Tensor, "b t"],
+    batch: Mapping[str, Tensor],
     positions: Bool[Tensor, "b t"],
     blocks: bool,
+    cache: Cache | None,
 ) -> Iterator[Float[Tensor, "k v"]]:
     """Logits at the chosen positions, in row-major order, no more than `_SOFTMAX_ELEMENTS` at once."""
     size = max(1, _SOFTMAX_ELEMENTS // language_model(model).config.get_text_config().vocab_size)
     if blocks:
-        hidden, _ = select_hidden(model, input_ids, attention_mask, positions)
+        hidden, _ = select_hidden(model, batch["input_ids"], batch["attention_mask"], positions, cache)
         yield from map(output_embedding(model), hidden.split(size))
     else:
-        yield from select_logits(model, input_ids, attention_mask, positions).split(size)
+        logits = select_logits(model, batch["input_ids"], batch["attention_mask"], positions)
+        yield from logits.split(size)
 
 
 def _token_scores(

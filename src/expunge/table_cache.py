@@ -32,7 +32,8 @@ from expunge.scoring import TokenScores
 from expunge.tables import Part, Table, Tables, work
 
 _DECIDING = (
-    "collate", "generation", "gradients", "inference", "logits", "ranks", "scoring", "table_cache", "tables"
+    "collate", "generation", "gradients", "inference", "logits", "prefixes", "ranks", "scoring",
+    "table_cache", "tables",
 )  # fmt: skip
 """Modules whose code decides what a table holds."""
 
@@ -42,7 +43,7 @@ def key(
     tokenizer: PreTrainedTokenizerBase,
     parts: Mapping[str, Part],
     precision: Precision,
-    batch_tokens: int,
+    batch_tokens: tuple[int, int],
 ) -> str:
     """SHA-256 of weights, configuration, tokenizer, rows, what is asked about them, settings and code.
 
