@@ -24,6 +24,7 @@ Examples:
     expunge run --forget forget.jsonl --retain retain.jsonl --holdout unseen.jsonl --output out
     expunge run --model ./my-model --forget f.csv --retain r.csv --output out --set learning_rate=1e-5
     expunge evaluate records --model out/model --forget f.csv --holdout h.csv --output check
+    expunge compare records --methods ngdiff,npo --seeds 0,1 --forget f.csv --retain r.csv --output study
 """
 
 app = App(
@@ -229,12 +230,89 @@ def evaluate(
 
 
 @app.command
+def compare(
+    benchmark: Annotated[
+        Literal["records"], Parameter(help="records: your own forget, retain and holdout sets.")
+    ],
+    *,
+    methods: Annotated[str, Parameter(help="Names from expunge list methods, with commas between.")],
+    output: Annotated[Path, Parameter(help="Folder for one folder per trial and a page of all.")],
+    forget: Annotated[str | None, Parameter(help="Records to remove.")] = None,
+    retain: Annotated[str | None, Parameter(help="Records to keep.")] = None,
+    holdout: Annotated[
+        str | None, Parameter(help="Records of the same kind, never seen by the model.")
+    ] = None,
+    model: Model = "smollm2-135m",
+    seeds: Annotated[str, Parameter(help="Seeds, with commas between.")] = "0",
+    grid: Annotated[
+        list[str] | None,
+        Parameter(
+            help="KEY=V1,V2: try these values; METHOD:KEY=V1,V2: with that method. May be repeated.",
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = None,
+    forget_metric: Annotated[
+        str | None, Parameter(help="SPLIT/METRIC to forget by. Default for records: forget/leak.")
+    ] = None,
+    utility_metric: Annotated[
+        str | None, Parameter(help="SPLIT/METRIC to keep. Default for records: retain/leak (exact answers).")
+    ] = None,
+    keep_models: Annotated[bool, Parameter(help="Keep every trial's model.", negative=())] = False,
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; --set wins over it.")] = None,
+    template: Template = None,
+    prompt_field: PromptField = None,
+    response_field: ResponseField = None,
+    set_: Settings = None,
+    resume: Annotated[
+        bool, Parameter(help="Continue the comparison in --output, or add trials to it.", negative=())
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Run several methods on the same records, and weigh forgetting against utility.
+
+    Methods × seeds × --grid, one after another, each in a folder of its own; then one table and one page.
+    """
+    from expunge.comparison import compare as run_comparison
+
+    found = run_comparison(
+        model,
+        benchmark=benchmark,
+        methods=_listed(methods),
+        seeds=[_whole(seed, "--seeds") for seed in _listed(seeds)],
+        grid=_grid(grid),
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        forget_metric=forget_metric,
+        utility_metric=utility_metric,
+        keep_models=keep_models,
+        **_given(set_, config, template=template),
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        prompt_field=prompt_field,
+        response_field=response_field,
+        reporter=_reporter(quiet or json_),
+    )
+    _compared(found, output, quiet=quiet, as_json=json_)
+
+
+@app.command
 def report(folder: Annotated[Path, Parameter(help="Output folder of an earlier run.")], /) -> None:
-    """Render report.html again from record.json."""
+    """Render report.html again from record.json, or from all records of a comparison."""
     from expunge.record import read_record
     from expunge.report import write_report
 
-    folder = folder.parent if folder.name == "record.json" else folder
+    folder = folder.parent if folder.name in ("record.json", "comparison.json") else folder
+    if (folder / "comparison.json").is_file():
+        from expunge.comparison import refresh
+
+        refresh(folder)
+        print(folder / "report.html")
+        return
     print(write_report(read_record(folder), folder))
 
 
@@ -306,17 +384,52 @@ def _reporter(silent: bool) -> Any:
 
 
 def _settings(pairs: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
+    """What was given, and a seed."""
+    return {"seed": 0} | _given(pairs, config, **flags)
+
+
+def _given(pairs: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
     """A YAML file, over it KEY=VALUE pairs, over these the flags that were given; values are YAML scalars."""
-    settings = {"seed": 0} | (_read_config(config) if config else {})
+    settings = _read_config(config) if config else {}
     for pair in pairs or []:
-        key, found, value = pair.partition("=")
-        if not found or not key:
-            raise UsageError(f"--set must be KEY=VALUE; got {pair!r}. For example --set learning_rate=1e-5.")
-        settings[key.strip().replace("-", "_")] = _scalar(value)
+        key, value = _pair(pair, "--set learning_rate=1e-5")
+        settings[key] = _scalar(value)
     for key in settings:
         if key in FLAGS:
             raise UsageError(f"--set and --config must not name {key}; give it as --{key.replace('_', '-')}.")
     return settings | {key: value for key, value in flags.items() if value is not None}
+
+
+def _pair(text: str, example: str) -> tuple[str, str]:
+    """KEY=VALUE; hyphens in a key are underscores, but those in METHOD:KEY's method stay."""
+    key, found, value = text.partition("=")
+    if not found or not key:
+        flag = example.partition(" ")[0]
+        raise UsageError(f"{flag} must be KEY=VALUE; got {text!r}. For example {example}.")
+    method, colon, name = key.strip().rpartition(":")
+    return f"{method}{colon}{name.replace('-', '_')}", value
+
+
+def _grid(pairs: list[str] | None) -> dict[str, list[Any]]:
+    """KEY=V1,V2 pairs -> the values of each key."""
+    found: dict[str, list[Any]] = {}
+    for pair in pairs or []:
+        key, values = _pair(pair, "--grid learning_rate=1e-5,3e-5")
+        if key in found:
+            raise UsageError(f"--grid must name {key} once; give all its values with commas between.")
+        found[key] = [_scalar(value) for value in _listed(values)]
+    return found
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{flag} must be whole numbers with commas between; got {text!r}.") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -365,3 +478,20 @@ def _finish(result: Any, *, quiet: bool, as_json: bool) -> None:
             )
     if result.record.stop and result.record.stop.reason == "interrupted":
         raise SystemExit(130)
+
+
+def _compared(found: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
+    from expunge.report.comparison import table
+
+    if as_json:
+        print(found.model_dump_json())
+    elif not quiet:
+        console = Console(highlight=False)
+        for part in table(found):
+            console.print(part)
+        console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
+    states = [trial.status for trial in found.trials]
+    if "interrupted" in states:
+        raise SystemExit(130)
+    if all(state == "failed" for state in states):
+        raise UsageError(f"No trial came to an end; the first one: {found.trials[0].error}")

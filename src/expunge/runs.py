@@ -18,10 +18,11 @@ from expunge import output, scoring
 from expunge.adapters import four_bit
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import records as benchmark
-from expunge.collate import encode
+from expunge.collate import Encoded, encode
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
+from expunge.kept import Kept, key_of
 from expunge.material import complete, means_of
 from expunge.methods import Method
 from expunge.models import CausalModel, context_length, load_model, load_tokenizer, save_model, weights_hash
@@ -171,22 +172,43 @@ class Run:
         )
 
     def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Score and generate on all sets."""
+        """Score and generate on all sets; before and control may be taken over from an earlier run."""
+        store = (
+            Kept(Path(self.options.evaluations)) if self.options.evaluations and stage != "after" else None
+        )
+        key = self._evaluation_key(stage, model, tokenizer) if store else ""
+        if store and (found := store.read(key)):
+            self.evaluated[stage] = found
+            self.notes.append(f"The evaluation {stage!r} is an earlier one of this model, data and settings.")
+            return
         total = sum(map(len, self.sets.values()))
         with (
             self.timed(f"evaluate {stage}"),
             self.options.reporter.phase(f"Evaluating ({stage})", total) as advance,
         ):
             self.evaluated[stage] = benchmark.evaluate(
-                model,
-                tokenizer,
-                self.sets,
-                template=self.args.template,
-                max_length=self.args.max_length,
-                precision=self.args.precision,
-                seed=self.args.seed,
-                progress=lambda done: advance(done, ""),
+                model, tokenizer, self.sets, progress=lambda done: advance(done, ""), **self._evaluation()
             )
+        if store:
+            store.write(key, self.evaluated[stage])
+
+    def _evaluation(self) -> dict[str, Any]:
+        """Settings of an evaluation."""
+        seed = self.options.evaluation_seed
+        return {
+            "template": self.args.template,
+            "max_length": self.args.max_length,
+            "precision": self.args.precision,
+            "seed": self.args.seed if seed is None else seed,
+        }
+
+    def _own_evaluation_seed(self) -> dict[str, int]:
+        seed = self.options.evaluation_seed
+        return {} if seed is None else {"evaluation_seed": seed}
+
+    def _evaluation_key(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> str:
+        rows = self._encoded(tokenizer, scoring.context_length(model))
+        return key_of(self.models[stage].sha256, self.sets, rows, self._evaluation())
 
     def save(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model into the output folder, if there is one."""
@@ -213,10 +235,10 @@ class Run:
             expunge_version=installed("expunge") or "0",
             kind=self.kind,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            configuration=dict(configuration),
+            configuration=dict(configuration) | self._own_evaluation_seed(),
             seed=self.args.seed,
             method=method,
-            data={name: _data_entry(records) for name, records in (self.sets | self.derived).items()},
+            data={name: data_entry(records) for name, records in (self.sets | self.derived).items()},
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -235,8 +257,12 @@ class Run:
         return record
 
     def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
-        for name, records in self.sets.items():
-            encode(
+        self._encoded(tokenizer, context)
+
+    def _encoded(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> dict[str, list[Encoded]]:
+        """All records as the model reads them."""
+        return {
+            name: encode(
                 records,
                 tokenizer,
                 template=self.args.template,
@@ -244,6 +270,8 @@ class Run:
                 context=context,
                 name=name,
             )
+            for name, records in self.sets.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -256,6 +284,9 @@ class RunOptions:
         overwrite: Replace an earlier run in `output`.
         claimed: The caller has claimed `output` already and may have put files there.
         evaluate: Measure before and after.
+        evaluations: Folder that keeps evaluations of unchanged models by the hash of everything that decides
+            them; one that is there is taken over instead of repeated. None keeps none.
+        evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
@@ -271,6 +302,8 @@ class RunOptions:
     overwrite: bool = False
     claimed: bool = False
     evaluate: bool = True
+    evaluations: str | Path | None = None
+    evaluation_seed: int | None = None
     control: ModelSource | None = None
     prompt_field: str | None = None
     response_field: str | None = None
@@ -306,7 +339,8 @@ def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
     )
 
 
-def _data_entry(records: Records) -> DataEntry:
+def data_entry(records: Records) -> DataEntry:
+    """A data set as records name it."""
     return DataEntry(
         source=records.source,
         sha256=records.sha256,

@@ -7,18 +7,14 @@ policy that allows nothing but this page's own style sheet stands behind both.
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
 from collections.abc import Iterable
-from pathlib import Path, PurePath
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from pathlib import Path
 
 from expunge.record import RunRecord, write_atomically
 from expunge.report import tables, wording
 from expunge.report.curves import panels
 from expunge.report.limits import not_tested
+from expunge.report.page import environment, machine, sealed, subject
 from expunge.report.spans import SHORTEST
 from expunge.report.text import legible
 from expunge.report.tradeoff import tradeoff
@@ -32,13 +28,6 @@ _TITLES = {
     "finetune": "Fine-tuning report",
     "evaluate": "Evaluation report",
 }
-_FILTERS = {
-    "number": wording.number,
-    "duration": wording.duration,
-    "whole": wording.whole,
-    "unbroken": wording.unbroken,
-    "breakable": wording.breakable,
-}
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
@@ -48,22 +37,9 @@ def write_report(record: RunRecord, folder: Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page of a run as one HTML document."""
-    environment = Environment(
-        loader=PackageLoader("expunge.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= _FILTERS
-    style = environment.get_template("page.css").render()
-    return environment.get_template("report.html.j2").render(_view(legible(record)), **_sealed(style))
-
-
-def _sealed(style: str) -> dict[str, str]:
-    """The style sheet (our own file, so not escaped) and its hash for the content security policy."""
-    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return {"style": Markup(style), "style_hash": f"sha256-{digest}"}
+    templates = environment()
+    style = templates.get_template("page.css").render()
+    return templates.get_template("report.html.j2").render(_view(legible(record)), **sealed(style))
 
 
 def _view(record: RunRecord) -> dict[str, object]:
@@ -90,7 +66,7 @@ def _view(record: RunRecord) -> dict[str, object]:
         "course": tables.course(record),
         "panels": panels(record),
         "settings": wording.settings(record.configuration),
-        "environment": list(_environment(record)),
+        "environment": list(machine(record.environment)),
         "costs": list(_costs(record)),
     }
 
@@ -99,23 +75,12 @@ def _subject(record: RunRecord) -> str:
     model = record.models.get("before") or next(iter(record.models.values()), None)
     if model is None:
         return "Model not recorded"
-    local = model.source.startswith(("/", ".", "~"))
-    return (PurePath(model.source).name if local else "") or model.source
+    return subject(model.source)
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     facts = [("Method", record.method or ""), ("Seed", str(record.seed)), ("Created", record.created)]
     return [(name, value) for name, value in facts if value]
-
-
-def _environment(record: RunRecord) -> Iterable[tuple[str, str]]:
-    found = record.environment
-    yield "Platform", found.platform
-    yield "Processor", f"{found.processor}, {found.cores} core{'s' if found.cores != 1 else ''}"
-    yield "Memory", wording.size(found.memory_bytes)
-    yield "Accelerators", ", ".join(found.accelerators) or "none"
-    yield "Python", found.python
-    yield from found.packages.items()
 
 
 def _costs(record: RunRecord) -> Iterable[tuple[str, str]]:
