@@ -35,7 +35,7 @@ from expunge.material import missing
 from expunge.models import context_length, load_tokenizer
 from expunge.record import RunRecord, read_record
 from expunge.report.comparison import write_page
-from expunge.runs import RunOptions, data_entry
+from expunge.runs import ModelSource, RunOptions, data_entry
 from expunge.settings import arguments, resolve_method
 from expunge.subject import CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan
@@ -48,7 +48,7 @@ _LOG = logging.getLogger("expunge")
 
 
 def compare(
-    model: str | Path,
+    model: ModelSource,
     *,
     methods: Sequence[str],
     output: str | Path,

@@ -95,7 +95,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
             spread_text(axes[1].metric, setting.utility),
             spread_text("", setting.distance),
             "" if area is None else wording.number(area),
-            wording.number(round(setting.steps.mean)) if setting.steps else "–",
+            wording.whole(round(setting.steps.mean)) if setting.steps else "–",
             wording.duration(setting.seconds.mean) if setting.seconds else "–",
             _ends(comparison, setting),
         ]
