@@ -27,6 +27,7 @@ def study(model_folder, tmp_path_factory):
     """Three methods on two seeds, and how often a model was measured."""
     folder, measured, original = tmp_path_factory.mktemp("study") / "out", [], benchmark.evaluate
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("expunge.runs.write_report", lambda _, place: (place / "report.html").touch())
         patched.setattr(benchmark, "evaluate", lambda *w, **k: measured.append(k) or original(*w, **k))
         found = expunge.compare(model_folder, methods=METHODS, seeds=[0, 1], output=folder, **SETS, **QUICK)
     return found, folder, measured
@@ -84,7 +85,7 @@ CHANGES = (
     {"evaluation_seed": 1},
     {"template": "chat"},
     {"max_length": 40},
-    {"forget": [*SETS["forget"][1:], {"prompt": "Who is Zed?", "response": "nobody"}]},
+    {"forget": [*SETS["forget"][:2], {"prompt": "Who is Zed?", "response": "nobody"}]},
     {"retain": [row | {"person": "x"} for row in SETS["retain"]]},
     {"holdout": None},
 )
@@ -104,7 +105,7 @@ def test_nothing_is_taken_over_when_anything_that_decides_it_differs(tmp_path, m
     monkeypatch.setattr(Run, "save", lambda *_: None)
 
     def run(model=0, **words):
-        sets = {name: rows for name, rows in {**SETS, **words}.items() if name in SETS}
+        sets = {name: rows and rows[:3] for name, rows in {**SETS, **words}.items() if name in SETS}
         options = common | {key: value for key, value in words.items() if key not in SETS}
         expunge.unlearn(conftest.build_model(model), tokenizer, **sets, **options, source="same")
         return len(list(tmp_path.iterdir()))
@@ -163,12 +164,12 @@ def test_an_interrupted_comparison_continues_to_the_same_models(
             raise KeyboardInterrupt
         evaluate(self, stage, *words)
 
-    words = {"methods": METHODS, "seeds": [0, 1], "output": tmp_path / "out", **SETS, **QUICK}
+    words = {"methods": METHODS, "output": tmp_path / "out", **SETS, **QUICK}
     with monkeypatch.context() as patched:
         patched.setattr(Unlearner, "after_optimizer", in_training)
         first = expunge.compare(model_folder, **words)
-    assert [trial.status for trial in first.trials] == ["done", "interrupted", *["pending"] * 4]
-    assert "5 of 6 trials have not ended" in first.notes[-1]
+    assert [trial.status for trial in first.trials] == ["done", "interrupted", "pending"]
+    assert "2 of 3 trials have not ended" in first.notes[-1]
     with monkeypatch.context() as patched:
         patched.setattr(Run, "evaluate", in_evaluation)
         with pytest.raises(KeyboardInterrupt):
@@ -176,7 +177,7 @@ def test_an_interrupted_comparison_continues_to_the_same_models(
     assert (tmp_path / "out" / "grad-ascent-seed0" / "model").is_dir()
     last = expunge.compare(model_folder, **words, resume=True)
     assert {trial.status for trial in last.trials} == {"done"}
-    assert [trial.splits for trial in last.trials] == [trial.splits for trial in found.trials]
+    assert [trial.splits for trial in last.trials] == [trial.splits for trial in found.trials[:3]]
     for trial in last.trials:
         mine, theirs = (
             read_record(place / trial.name).models["after"] for place in (tmp_path / "out", folder)
@@ -289,11 +290,12 @@ def test_the_command_line(model_folder, tmp_path, capsys, monkeypatch):
     assert found["trials"][0]["seed"] == 4
     assert call("report", tmp_path / "out") == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
+    assert call(*words[:10], "--output", tmp_path / "new", "--methods", "ngdif") == 2
+    assert "Did you mean ngdiff" in capsys.readouterr().err
     for wrong, message in (
         (["--seeds", "x"], "whole numbers"),
         (["--grid", "beta"], "--grid must be KEY=VALUE"),
-        (["--methods", "ngdif"], "Did you mean ngdiff"),
         (["--set", "seed=3"], "--seeds"),
     ):
-        assert call(*words[:8], "--output", tmp_path / "new", "--methods", "npo", *wrong) == 2
+        assert call(*words[:10], "--output", tmp_path / "new", "--methods", "npo", *wrong) == 2
         assert message in capsys.readouterr().err

@@ -80,13 +80,13 @@ def test_the_page_shows_every_setting_and_links_every_run():
     found = comparison()
     texts = parsed(render(found))
     rows = {" ".join(row[0].split()): row for row in texts.rows if len(row) == 8}
-    assert rows["ngdiff front"][1:5] == ["6 % [4–8]", "91 % [89–93]", "0.10", "0.855"]
+    assert rows["ngdiff front"][1:5] == ["6 % [4–8]", "91 % [89–93]", "0.100", "0.855"]
     assert rows["before"][1:3] == ["96 %", "95 %"]
-    assert rows["kl-min"][-1] == "2× forgotten, 1× diverged, no model"
+    assert rows["kl-min"][-1].strip() == "2× forgotten, 1× diverged, no model"
     linked = [f"./{trial.name.replace('=', '%3D')}/report.html" for trial in found.trials[:-1]]
     assert [link for link in texts.links if not link.startswith("#")] == linked
     trials = {row[0]: row for row in texts.rows if len(row) == 6}
-    assert trials["kl-min-seed2"][-1] == "diverged, no modelThe losses are no longer finite."
+    assert trials["kl-min-seed2"][-1].strip() == "diverged, no modelThe losses are no longer finite."
     assert "out of memory | [x]" in trials["rmu-seed0"][-1]
 
 

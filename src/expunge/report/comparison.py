@@ -94,7 +94,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
             spread_text(axes[0].metric, setting.forget),
             spread_text(axes[1].metric, setting.utility),
             spread_text("", setting.distance),
-            "" if area is None else wording.number(area),
+            "" if area is None else f"{area:.3f}",
             wording.whole(round(setting.steps.mean)) if setting.steps else "–",
             wording.duration(setting.seconds.mean) if setting.seconds else "–",
             _ends(comparison, setting),
@@ -126,7 +126,7 @@ def _area_words(comparison: Comparison) -> str:
         return "No hypervolume: nothing was measured on both axes."
     axes = comparison.forget_axis, comparison.utility_axis
     pairs = zip(axes, comparison.reference, strict=True)
-    corner = ", ".join(f"{axis.name} = {wording.number(value)}" for axis, value in pairs)
+    corner = ", ".join(f"{axis.name} = {value:g}" for axis, value in pairs)
     return (
         f"Hypervolume: the area that the method's settings dominate, up to the worst corner ({corner}). "
         "Means over seeds; in brackets the least and the largest."

@@ -13,9 +13,9 @@ from matplotlib.transforms import Bbox
 from expunge.comparison_record import UNBOUNDED, Axis, Comparison, Setting, Spread
 from expunge.report.svg import PALETTE, draw, styled, to_svg
 from expunge.report.text import label
-from expunge.report.wording import MINUS, SPACE, value_text, words
+from expunge.report.wording import LEAK, MINUS, SPACE, value_text, words
 
-WIDTH, HEIGHT = 520, 360
+WIDTH, HEIGHT = 400, 290
 _OFFSETS = ((8, 6), (8, -13), (-8, 6), (-8, -13), (0, 11), (0, -19), (8, 18), (-8, 18), (8, -25), (-8, -25))
 """Where a name may stand from its point, the best place first."""
 
@@ -48,7 +48,7 @@ def title_of(setting: Setting) -> str:
 
 def axis_title(axis: Axis) -> str:
     """What an axis measures, and which way is better."""
-    name = words(axis.metric).inline
+    name = "exact answers" if axis.metric == LEAK and axis.split != "forget" else words(axis.metric).inline
     better = "less" if axis.better == "lower" else "more"
     return f"{name} on {axis.split} ({better} is better)"
 
@@ -176,13 +176,13 @@ def _described(comparison: Comparison, shown: Sequence[Setting]) -> str:
 
 
 def spread_text(metric: str, spread: Spread | None) -> str:
-    """A mean, with its least and largest value where there is more than one."""
+    """A mean, with its least and largest value where these differ."""
     if spread is None:
         return "–"
     mean = value_text(metric, spread.mean)
-    if spread.seeds == 1:
-        return mean
     low, high = value_text(metric, spread.low), value_text(metric, spread.high)
+    if low == high:
+        return mean
     low = low.removesuffix(f"{SPACE}%")
     between = " to " if MINUS in low + high else "–"
     return f"{mean} [{low}{between}{high.removesuffix(f'{SPACE}%')}]"
