@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -20,6 +21,15 @@ ROWS = conftest.rows()
 SETS = {"forget": ROWS[:6], "retain": ROWS[6:], "holdout": conftest.rows(("Ivy Iris", "Jon Juniper"))}
 QUICK = {"bf16": False, "template": "none", "max_steps": 3, "check_every": 0, "learning_rate": 1e-3}
 METHODS = ["ngdiff", "grad-diff", "grad-ascent"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Every trial collects garbage several times; what stood before these tests need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_the_page_shows_every_setting_and_links_every_run():
     assert rows["kl-min"][-1].strip() == "2× forgotten, 1× diverged, no model"
     linked = [f"./{trial.name.replace('=', '%3D')}/report.html" for trial in found.trials[:-1]]
     assert [link for link in texts.links if not link.startswith("#")] == linked
-    trials = {row[0]: row for row in texts.rows if len(row) == 6}
+    trials = {row[0].strip(): row for row in texts.rows if len(row) == 6}
     assert trials["kl-min-seed2"][-1].strip() == "diverged, no modelThe losses are no longer finite."
     assert "out of memory | [x]" in trials["rmu-seed0"][-1]
 
