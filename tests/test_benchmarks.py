@@ -18,11 +18,12 @@ from expunge import UsageError, benchmarks, intervals
 from expunge.benchmarks import BENCHMARKS, Entry
 from expunge.benchmarks.benchmark import Answer, Benchmark, Measured
 from expunge.catalogue import catalogue
-from expunge.cli import app, guarded
+from expunge.cli import app
 from expunge.collate import Encoding
 from expunge.record import read_record
 from expunge.records import Records, read_records
 from expunge.tables import Part, Tables
+from expunge.terminal import guarded
 
 QUICK = {"bf16": False, "seed": 0}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import conftest
-from expunge import cli
+from expunge import cli, terminal
 from expunge.record import read_record
 
 
@@ -29,7 +29,9 @@ def data(tmp_path) -> dict[str, str]:
 
 def call(*words: object) -> int:
     """Exit status of a command line, in this process."""
-    return cli.guarded(lambda: cli.app([str(word) for word in words], exit_on_error=False, print_error=False))
+    return terminal.guarded(
+        lambda: cli.app([str(word) for word in words], exit_on_error=False, print_error=False)
+    )
 
 
 def sets(data: dict[str, str], *names: str) -> list[str]:
@@ -306,4 +308,4 @@ def test_a_defect_of_ours_is_status_1(monkeypatch):
         raise RuntimeError("our fault")
 
     with pytest.raises(RuntimeError):
-        cli.guarded(broken)
+        terminal.guarded(broken)

@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 import conftest
-from expunge import cli
+from expunge import cli, terminal
 from expunge.record import read_record
 
 
@@ -26,7 +26,7 @@ def roomy(tmp_path_factory, tokenizer):
 def test_demo_leaves_a_world_a_model_and_the_evidence(roomy, tmp_path, capsys):
     out = tmp_path / "demo"
     words = ["demo", "--output", str(out), "--model", str(roomy), "--seed", "3", "--control", "--json"]
-    assert cli.guarded(lambda: cli.app(words, exit_on_error=False, print_error=False)) == 0
+    assert terminal.guarded(lambda: cli.app(words, exit_on_error=False, print_error=False)) == 0
     summary = json.loads(capsys.readouterr().out)
     record = read_record(out)
     assert summary["kind"] == record.kind == "demo"

@@ -7,11 +7,12 @@ import pytest
 import conftest
 import expunge
 from expunge import UsageError
-from expunge.cli import app, guarded
+from expunge.cli import app
 from expunge.extension import load_object
 from expunge.methods import METHODS, Method
 from expunge.record import read_record
 from expunge.settings import resolve_method
+from expunge.terminal import guarded
 
 ROWS = conftest.rows()
 FORGET, RETAIN = ROWS[:6], ROWS[6:]

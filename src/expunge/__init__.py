@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from expunge import methods, objectives, step_sizes, weightings
     from expunge.api import evaluate, finetune, unlearn
     from expunge.arguments import UnlearningArguments
+    from expunge.comparison import compare
+    from expunge.comparison_record import Comparison
     from expunge.errors import UsageError
     from expunge.methods import METHODS, Method
     from expunge.records import Record, Records, read_records
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from expunge.unlearner import Unlearner
 
 _HOMES = {
+    "Comparison": "comparison_record",
+    "compare": "comparison",
     "evaluate": "api",
     "finetune": "api",
     "unlearn": "api",
@@ -35,6 +39,7 @@ _MODULES = ("methods", "objectives", "step_sizes", "weightings")
 
 __all__ = [
     "METHODS",
+    "Comparison",
     "Method",
     "Record",
     "Records",
@@ -43,6 +48,7 @@ __all__ = [
     "Unlearner",
     "UnlearningArguments",
     "UsageError",
+    "compare",
     "evaluate",
     "finetune",
     "methods",

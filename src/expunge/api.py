@@ -71,7 +71,7 @@ def unlearn(
     name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
     args = arguments(settings, options, name)
-    sets = _sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
+    sets = read_sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
     for source in missing(recipe, sets, args):
         hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
         raise UsageError(
@@ -186,7 +186,7 @@ def evaluate(
         benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
     )
     args = arguments(settings, options)
-    sets = dict(chosen.sets) if chosen else _sets(given, options)
+    sets = dict(chosen.sets) if chosen else read_sets(given, options)
     if not (sets or chosen):
         raise UsageError(
             "evaluate needs records; none of --forget, --retain, --holdout is given. Give at least one."
@@ -327,7 +327,7 @@ def _read(data: Data, name: str, options: RunOptions) -> Records:
     )
 
 
-def _sets(given: Mapping[str, Data | None], options: RunOptions) -> dict[str, Records]:
+def read_sets(given: Mapping[str, Data | None], options: RunOptions) -> dict[str, Records]:
     """Read what is given; no set may share a record with another."""
     sets = {name: _read(data, name, options) for name, data in given.items() if data is not None}
     for first, second in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):

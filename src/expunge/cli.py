@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from expunge import inputs, terminal
 from expunge.errors import UsageError
 
 EXAMPLES = """
@@ -24,6 +20,7 @@ Examples:
     expunge run --forget forget.jsonl --retain retain.jsonl --holdout unseen.jsonl --output out
     expunge run --model ./my-model --forget f.csv --retain r.csv --output out --set learning_rate=1e-5
     expunge evaluate records --model out/model --forget f.csv --holdout h.csv --output check
+    expunge compare records --methods ngdiff,npo --seeds 0,1 --forget f.csv --retain r.csv --output study
 """
 
 app = App(
@@ -33,13 +30,6 @@ app = App(
     help_format="plaintext",
     version_flags=["--version"],
 )
-
-FLAGS = {
-    "model", "forget", "retain", "holdout", "data", "output", "output_dir", "resume", "overwrite",
-    "control", "original", "reference", "cache", "prompt_field", "response_field", "kind", "claimed",
-    "reporter", "source", "notes", "evaluate",
-}  # fmt: skip
-"""What a flag or the verb says, and a setting therefore may not."""
 
 _look = Group("Output", sort_key=9)
 
@@ -94,9 +84,9 @@ def demo(
         seed=seed,
         control=control,
         overwrite=overwrite,
-        reporter=_reporter(quiet or json_),
+        reporter=terminal.reporter(quiet or json_),
     )
-    _finish(result, quiet=quiet, as_json=json_)
+    terminal.finish(result, quiet=quiet, as_json=json_)
 
 
 @app.command
@@ -120,7 +110,7 @@ def finetune(
     """Teach a model records, until it knows them or the step limit is reached."""
     from expunge import api
 
-    settings = _settings(set_, None, seed=seed, template=template)
+    settings = inputs.settings(set_, None, seed=seed, template=template)
     result = api.finetune(
         model,
         data=data,
@@ -130,9 +120,9 @@ def finetune(
         overwrite=overwrite,
         prompt_field=prompt_field,
         response_field=response_field,
-        reporter=_reporter(quiet or json_),
+        reporter=terminal.reporter(quiet or json_),
     )
-    _finish(result, quiet=quiet, as_json=json_)
+    terminal.finish(result, quiet=quiet, as_json=json_)
 
 
 @app.command
@@ -165,7 +155,9 @@ def run(
     """Remove records from a model, keep the rest, and measure both."""
     from expunge import api
 
-    settings = {"method": "ngdiff"} | _settings(set_, config, seed=seed, template=template, method=method)
+    settings = {"method": "ngdiff"} | inputs.settings(
+        set_, config, seed=seed, template=template, method=method
+    )
     result = api.unlearn(
         model,
         forget=forget,
@@ -178,9 +170,9 @@ def run(
         overwrite=overwrite,
         prompt_field=prompt_field,
         response_field=response_field,
-        reporter=_reporter(quiet or json_),
+        reporter=terminal.reporter(quiet or json_),
     )
-    _finish(result, quiet=quiet, as_json=json_)
+    terminal.finish(result, quiet=quiet, as_json=json_)
 
 
 @app.command
@@ -240,7 +232,7 @@ def evaluate(
         return
     if output is None:
         raise UsageError("evaluate needs a folder to write to. Give --output DIR.")
-    options = _pairs(option, "--option", "forget=forget05")
+    options = inputs.pairs(option, "--option", "forget=forget05")
     if benchmark != "records" and template is not None:
         options["template"] = template
     result = api.evaluate(
@@ -253,15 +245,86 @@ def evaluate(
         holdout=holdout,
         original=original,
         reference=reference,
-        **_settings(None, None, seed=seed, template=template if benchmark == "records" else None),
+        **inputs.settings(None, None, seed=seed, template=template if benchmark == "records" else None),
         output=output,
         overwrite=overwrite,
         cache=cache,
         prompt_field=prompt_field,
         response_field=response_field,
-        reporter=_reporter(quiet or json_),
+        reporter=terminal.reporter(quiet or json_),
     )
-    _finish(result, quiet=quiet, as_json=json_)
+    terminal.finish(result, quiet=quiet, as_json=json_)
+
+
+@app.command
+def compare(
+    benchmark: Annotated[
+        Literal["records"], Parameter(help="records: your own forget, retain and holdout sets.")
+    ],
+    *,
+    methods: Annotated[str, Parameter(help="Names from expunge list methods, with commas between.")],
+    output: Annotated[Path, Parameter(help="Folder for one folder per trial and a page of all.")],
+    forget: Annotated[str | None, Parameter(help="Records to remove.")] = None,
+    retain: Annotated[str | None, Parameter(help="Records to keep.")] = None,
+    holdout: Annotated[
+        str | None, Parameter(help="Records of the same kind, never seen by the model.")
+    ] = None,
+    model: Model = "smollm2-135m",
+    seeds: Annotated[str, Parameter(help="Seeds, with commas between.")] = "0",
+    grid: Annotated[
+        list[str] | None,
+        Parameter(
+            help="KEY=V1,V2: try these values; METHOD:KEY=V1,V2: with that method. May be repeated.",
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = None,
+    forget_metric: Annotated[
+        str | None, Parameter(help="SPLIT/METRIC to forget by. Default for records: forget/leak.")
+    ] = None,
+    utility_metric: Annotated[
+        str | None, Parameter(help="SPLIT/METRIC to keep. Default for records: retain/leak (exact answers).")
+    ] = None,
+    keep_models: Annotated[bool, Parameter(help="Keep every trial's model.", negative=())] = False,
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; --set wins over it.")] = None,
+    template: Template = None,
+    prompt_field: PromptField = None,
+    response_field: ResponseField = None,
+    set_: Settings = None,
+    resume: Annotated[
+        bool, Parameter(help="Continue the comparison in --output, or add trials to it.", negative=())
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Run several methods on the same records, and weigh forgetting against utility.
+
+    Methods × seeds × --grid, one after another, each in a folder of its own; then one table and one page.
+    """
+    from expunge.comparison import compare as run_comparison
+
+    found = run_comparison(
+        model,
+        benchmark=benchmark,
+        methods=inputs.listed(methods),
+        seeds=[inputs.whole(seed, "--seeds") for seed in inputs.listed(seeds)],
+        grid=inputs.grid(grid),
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        forget_metric=forget_metric,
+        utility_metric=utility_metric,
+        keep_models=keep_models,
+        **inputs.given(set_, config, template=template),
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        prompt_field=prompt_field,
+        response_field=response_field,
+        reporter=terminal.reporter(quiet or json_),
+    )
+    terminal.compared(found, output, quiet=quiet, as_json=json_)
 
 
 @app.command
@@ -283,8 +346,15 @@ def report(
     from expunge.report import write_report
     from expunge.report.leaderboard import write_leaderboard
 
-    folders = [folder.parent if folder.name == "record.json" else folder for folder in folders]
-    if len(folders) > 1:
+    folders = [
+        folder.parent if folder.name in ("record.json", "comparison.json") else folder for folder in folders
+    ]
+    if len(folders) == 1 and (folders[0] / "comparison.json").is_file():
+        from expunge.comparison import refresh
+
+        refresh(folders[0])
+        print(folders[0] / "report.html")
+    elif len(folders) > 1:
         drawn = in_order(folders, series) if series else None
         print(write_leaderboard(folders, output, series=drawn))
     elif series:
@@ -314,100 +384,7 @@ def list_(
 
 def main() -> None:
     """Entry point: exit status 0 done, 1 our defect, 2 the user's input or environment, 130 interrupted."""
-    sys.exit(guarded(lambda: app(exit_on_error=False, print_error=False)))
-
-
-def guarded(call: Callable[[], Any]) -> int:
-    """Exit status of a call; what the user can mend is one message on standard error."""
-    _hush()
-    errors = Console(stderr=True, highlight=False)
-    try:
-        call()
-    except (UsageError, CycloptsError) as error:
-        errors.print(f"[red]expunge:[/red] {_plain(error)}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("expunge: interrupted at once; nothing more was written.")
-        return 130
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    return 0
-
-
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
-
-
-def _hush() -> None:
-    """Libraries' notices are not the user's business; ours and errors are."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large blocks in huge pages, fewer faults
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", module=r"torch|transformers|accelerate")
-    logging.basicConfig(level=logging.WARNING, format="expunge: %(message)s")
-    logging.getLogger("expunge").setLevel(logging.INFO)
-
-
-def _reporter(silent: bool) -> Any:
-    from transformers.utils import logging as transformers_logging
-
-    from expunge.heap import keep_freed_memory
-    from expunge.progress import Bars, Silent
-
-    keep_freed_memory()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    return Silent() if silent else Bars(Console(stderr=True, highlight=False))
-
-
-def _settings(pairs: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
-    """A YAML file, over it KEY=VALUE pairs, over these the flags that were given; values are YAML scalars."""
-    settings = {"seed": 0} | (_read_config(config) if config else {})
-    settings |= _pairs(pairs, "--set", "learning_rate=1e-5")
-    for key in settings:
-        if key in FLAGS:
-            raise UsageError(f"--set and --config must not name {key}; give it as --{key.replace('_', '-')}.")
-    return settings | {key: value for key, value in flags.items() if value is not None}
-
-
-def _pairs(pairs: list[str] | None, flag: str, example: str) -> dict[str, Any]:
-    """KEY=VALUE pairs; values are YAML scalars."""
-    found = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{flag} must be KEY=VALUE; got {pair!r}. For example {flag} {example}.")
-        found[key.strip().replace("-", "_")] = _scalar(value)
-    return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config must be a readable file; {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config must be YAML; {path}: {str(error).splitlines()[0]}.") from None
-    if not isinstance(loaded, dict):
-        raise UsageError(f"--config must hold KEY: VALUE lines; {path} holds {type(loaded).__name__}.")
-    return {str(k).replace("-", "_"): _number(v) for k, v in loaded.items()}
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError:
-        return text
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as a string."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    sys.exit(terminal.guarded(lambda: app(exit_on_error=False, print_error=False)))
 
 
 def _read_results(
@@ -419,26 +396,7 @@ def _read_results(
     fitting = {"tofu": logs, "lume": generations}.get(benchmark)
     if fitting is None or (logs and generations):
         raise UsageError("--logs belongs to tofu and --generations to lume. Give the one that fits.")
-    _reporter(silent=True)
-    _show(read_results(benchmark, fitting, **options), options["output"], quiet=quiet, as_json=as_json)
-
-
-def _finish(result: Any, *, quiet: bool, as_json: bool) -> None:
-    _show(result.record, result.folder, quiet=quiet, as_json=as_json)
-    if result.record.stop and result.record.stop.reason == "interrupted":
-        raise SystemExit(130)
-
-
-def _show(record: Any, folder: Path | None, *, quiet: bool, as_json: bool) -> None:
-    from pydantic_core import to_json
-
-    from expunge.summary import summary, table
-
-    if as_json:
-        print(to_json(summary(record, folder), inf_nan_mode="null").decode())
-    elif not quiet:
-        console = Console(highlight=False)
-        for part in table(record):
-            console.print(part)
-        if folder:
-            console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
+    terminal.reporter(silent=True)
+    terminal.show(
+        read_results(benchmark, fitting, **options), options["output"], quiet=quiet, as_json=as_json
+    )

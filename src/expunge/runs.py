@@ -197,7 +197,7 @@ class Run:
         title, started = f"Evaluating ({stage})", time.perf_counter()
         with self.timed(f"evaluate {stage}"), self.options.reporter.phase(title, work(parts) or 1) as advance:
             if isinstance(benchmark, Harness):
-                found = benchmark.ask(model, tokenizer, self.args.seed)
+                found = benchmark.ask(model, tokenizer, self.evaluation_seed)
                 self.tables[stage] = Tables({}, time.perf_counter() - started, 0, 0)
             else:
                 self.tables[stage] = examine(
@@ -208,9 +208,17 @@ class Run:
                     cache=self.options.cache,
                     progress=_Count(advance),
                 )
-                found = benchmark.measure(self.tables[stage], self.tables.get("control"), self.args.seed)
+                found = benchmark.measure(
+                    self.tables[stage], self.tables.get("control"), self.evaluation_seed
+                )
         self.measured[stage] = found
         self.notes += [note for note in found.notes if note not in self.notes]
+
+    @property
+    def evaluation_seed(self) -> int:
+        """Seed of swaps and intervals."""
+        own = self.options.evaluation_seed
+        return self.args.seed if own is None else own
 
     @property
     def subject(self) -> Benchmark | Harness:
@@ -218,8 +226,12 @@ class Run:
         if self.benchmark is not None:
             return self.benchmark
         if self._own is None or list(self._own.sets) != list(self.sets):
-            self._own = UserRecords(dict(self.sets), self.args.encoding, swap_seed=self.args.seed)
+            self._own = UserRecords(dict(self.sets), self.args.encoding, swap_seed=self.evaluation_seed)
         return self._own
+
+    def _own_seed(self) -> dict[str, int]:
+        seed = self.options.evaluation_seed
+        return {} if seed is None else {"evaluation_seed": seed}
 
     def save(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model into the output folder, if there is one."""
@@ -246,10 +258,10 @@ class Run:
             expunge_version=installed("expunge") or "0",
             kind=self.kind,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            configuration=dict(configuration),
+            configuration=dict(configuration) | self._own_seed(),
             seed=self.args.seed,
             method=method,
-            data={name: _data_entry(records) for name, records in (self.sets | self.derived).items()},
+            data={name: data_entry(records) for name, records in (self.sets | self.derived).items()},
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -298,6 +310,7 @@ class RunOptions:
         overwrite: Replace an earlier run in `output`.
         claimed: The caller has claimed `output` already and may have put files there.
         evaluate: Measure before and after.
+        evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
@@ -314,6 +327,7 @@ class RunOptions:
     overwrite: bool = False
     claimed: bool = False
     evaluate: bool = True
+    evaluation_seed: int | None = None
     control: ModelSource | None = None
     prompt_field: str | None = None
     response_field: str | None = None
@@ -350,7 +364,8 @@ def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
     )
 
 
-def _data_entry(records: Records) -> DataEntry:
+def data_entry(records: Records) -> DataEntry:
+    """A data set as records name it."""
     return DataEntry(
         source=records.source,
         sha256=records.sha256,

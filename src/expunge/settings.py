@@ -22,7 +22,14 @@ from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
 from expunge.runs import RunOptions
 
-RESERVED = {"output_dir": "--output", "kind": "the verb", "claimed": "--output", "reporter": "--quiet"}
+RESERVED = {
+    "output_dir": "--output",
+    "kind": "the verb",
+    "claimed": "--output",
+    "reporter": "--quiet",
+    "cache": "--cache",
+    "evaluation_seed": "compare",
+}
 """Names that a command line sets in another way."""
 
 

@@ -8,7 +8,7 @@ policy that allows nothing but this page's own style sheet stands behind both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from expunge.record import RunRecord, write_atomically
 from expunge.report import tables, wording
@@ -17,7 +17,7 @@ from expunge.report.board import Published
 from expunge.report.components import beside, groups, headlines
 from expunge.report.curves import panels
 from expunge.report.limits import not_tested
-from expunge.report.page import page
+from expunge.report.page import machine, page, subject
 from expunge.report.published import known
 from expunge.report.spans import SHORTEST
 from expunge.report.text import legible
@@ -76,7 +76,7 @@ def _view(record: RunRecord) -> dict[str, object]:
         "course": tables.course(record),
         "panels": panels(record),
         "settings": wording.settings(record.configuration),
-        "environment": list(_environment(record)),
+        "environment": list(machine(record.environment)),
         "costs": list(_costs(record)),
     }
 
@@ -106,8 +106,7 @@ def _subject(record: RunRecord) -> str:
     model = record.models.get("before") or next(iter(record.models.values()), None)
     if model is None:
         return "Model not recorded"
-    local = model.source.startswith(("/", ".", "~"))
-    return (PurePath(model.source).name if local else "") or model.source
+    return subject(model.source)
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -115,16 +114,6 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     facts = [("Benchmark", benchmark if isinstance(benchmark, str) else ""), ("Method", record.method or "")]
     facts += [("Seed", str(record.seed)), ("Created", record.created)]
     return [(name, value) for name, value in facts if value]
-
-
-def _environment(record: RunRecord) -> Iterable[tuple[str, str]]:
-    found = record.environment
-    yield "Platform", found.platform
-    yield "Processor", f"{found.processor}, {found.cores} core{'s' if found.cores != 1 else ''}"
-    yield "Memory", wording.size(found.memory_bytes)
-    yield "Accelerators", ", ".join(found.accelerators) or "none"
-    yield "Python", found.python
-    yield from found.packages.items()
 
 
 def _costs(record: RunRecord) -> Iterable[tuple[str, str]]:

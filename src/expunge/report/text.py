@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
+from typing import Any, TypeVar
 
-from expunge.record import RunRecord
+from expunge.record import Entry
 
 # Joiners shape letters in Persian, Indic scripts and emoji, and neither hide nor reorder anything.
 _HARMLESS = frozenset("\n\t\u200c\u200d")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _CLIP = 1200
+
+E = TypeVar("E", bound=Entry)
 
 
 def visible(text: str) -> str:
@@ -31,9 +33,9 @@ def _written_out(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
-def legible(record: RunRecord) -> RunRecord:
+def legible(record: E) -> E:
     """The same record with every string and every key passed through `visible`."""
-    return RunRecord.model_validate(_map_strings(record.model_dump()))
+    return type(record).model_validate(_map_strings(record.model_dump()))
 
 
 def _map_strings(value: Any) -> Any:

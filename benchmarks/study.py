@@ -1,0 +1,140 @@
+"""The study of LUME Tasks 2 and 3: every recipe, the strongest over learning rates, finalists on seeds.
+
+    python benchmarks/study.py --data LUME_FOLDER --output STUDY_FOLDER
+        [--people 20] [--lives 20] [--methods a,b,c] [--tuned npo,simnpo] [--rates 3e-6,1e-5,3e-5,1e-4,3e-4]
+        [--finalists ngdiff,npo] [--seeds 0,1,2] [--set max_steps=100] [--markdown docs/results.md]
+
+`LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl. Rows of the first so many
+people (Task 2, synthetic) and lives (Task 3, real biographies) of each training fold are to be forgotten and
+kept; as many of the validation fold have never been seen. The embedded model is taught once, then `compare`
+runs in stages that share one folder. A second call continues where the first one ended, and may add.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from expunge import METHODS, Comparison, api, compare
+from expunge.heap import keep_freed_memory
+from expunge.report.comparison import markdown
+
+SUFFIX = 3
+"""Characters at the end of a row's id that say its kind (`sc1`, `qa0`); what stands before is the person."""
+STRONGEST = "grad-diff,npo,simnpo,mollm,undial,satimp"
+RATES = "3e-6,1e-5,3e-5,1e-4,3e-4"
+
+
+def rows_of(path: Path, wanted: dict[str, int]) -> list[dict[str, str]]:
+    """Rows of the first so many people of each task, in the file's order."""
+    people: dict[str, list[str]] = {task: [] for task in wanted}
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        task = row["task"]
+        if task not in wanted:
+            continue
+        person, kind = row["id"][:-SUFFIX], row["id"][-SUFFIX:-1]
+        if person not in people[task] and len(people[task]) < wanted[task]:
+            people[task].append(person)
+        if person in people[task]:
+            words = {"prompt": row["input"], "response": row["output"]}
+            found.append(words | {"person": person, "task": task, "kind": kind})
+    return found
+
+
+def prepare(data: Path, folder: Path, wanted: dict[str, int]) -> dict[str, Path]:
+    """Write forget, retain and holdout as JSON Lines; what is there already must be the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folds = {"forget": "train/forget", "retain": "train/retain", "holdout": "validation/forget"}
+    paths = {}
+    for name, fold in folds.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows_of(data / f"{fold}.jsonl", wanted))
+        paths[name] = folder / f"{name}.jsonl"
+        if paths[name].exists() and paths[name].read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{paths[name]} holds other rows. Take another --output for another size.")
+        paths[name].write_text(text, encoding="utf-8")
+    return paths
+
+
+def teach(paths: dict[str, Path], output: Path, model: str, settings: dict[str, object]) -> Path:
+    """The model that knows forget and retain; taught once, since it is not what is compared."""
+    taught = output / "taught"
+    if not (taught / "record.json").exists():
+        rows = sum(1 for name in ("forget", "retain") for _ in paths[name].open(encoding="utf-8"))
+        words = {
+            "template": "none",
+            "evaluate": False,
+            "seed": 0,
+            "learning_rate": 1e-3,
+            "warmup_steps": 5,
+            "per_device_train_batch_size": 16,
+            "max_steps": -(-rows // 16) * 12,
+            "save_strategy": "no",
+        }
+        data = [paths["forget"], paths["retain"]]
+        api.finetune(model, data=data, output=taught, overwrite=True, **{**words, **settings})
+    return taught / "model"
+
+
+def study(options: argparse.Namespace) -> Comparison:
+    """The stages, each adding to the same comparison."""
+    paths = prepare(options.data, options.output / "data", {"Task2": options.people, "Task3": options.lives})
+    model = teach(paths, options.output, options.model, given(options.teach))
+    folder, seeds = options.output / "comparison", list(map(int, options.seeds.split(",")))
+    common = {**paths, "template": "none", **given(options.settings)}
+    rates = list(map(float, options.rates.split(",")))
+    tuned = [name for name in options.tuned.split(",") if name]
+    stages = [(options.methods.split(","), seeds[:1], {})]
+    if tuned:
+        stages.append((tuned, seeds[:1], {"learning_rate": rates}))
+    if options.finalists:
+        stages.append((options.finalists.split(","), seeds, {}))
+    for methods, chosen, grid in stages:
+        found = compare(model, methods=methods, seeds=chosen, grid=grid, output=folder, resume=True, **common)
+        show(found)
+        if any(trial.status == "interrupted" for trial in found.trials):
+            raise SystemExit(130)
+    return found
+
+
+def given(pairs: list[str]) -> dict[str, object]:
+    """KEY=VALUE pairs, values as YAML."""
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def show(found: Comparison) -> None:
+    """The table so far."""
+    print(markdown(found), flush=True)
+
+
+def main() -> None:
+    """Run the stages; write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--lives", type=int, default=20)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--tuned", default=STRONGEST)
+    parser.add_argument("--rates", default=RATES)
+    parser.add_argument("--finalists", default="")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--teach", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    keep_freed_memory()
+    found = study(options)
+    if options.markdown:
+        options.markdown.write_text(markdown(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""`compare`: methods × settings × seeds, each an ordinary run in a folder of its own; one at a time.
+
+What has ended is not run again, what was interrupted continues, and a trial that fails is recorded and stops
+no other. What the trials mean together is for `comparison_record`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import api, output
+from expunge.arguments import UnlearningArguments
+from expunge.collate import encode
+from expunge.comparison_record import (
+    FILE,
+    Comparison,
+    TrialEntry,
+    begun,
+    ended,
+    read_comparison,
+    summarise,
+    write_comparison,
+)
+from expunge.errors import UsageError
+from expunge.material import missing
+from expunge.models import configured_context, load_tokenizer
+from expunge.record import RunRecord, read_record
+from expunge.report.comparison import write_page
+from expunge.runs import ModelSource, RunOptions, data_entry
+from expunge.settings import arguments, resolve_method
+from expunge.subject import CompareOptions, Subject, axis_of, subject_of
+from expunge.trials import Trial, plan
+
+EVALUATIONS = "evaluations"
+"""Folder of the evaluations that all trials share: the model before unlearning is measured once."""
+
+_PROCESS = "Peak memory is that of the whole comparison's process up to this trial."
+_LOG = logging.getLogger("expunge")
+
+
+def compare(
+    model: ModelSource,
+    *,
+    methods: Sequence[str],
+    output: str | Path,
+    seeds: Sequence[int] = (0,),
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Run several methods on the same model and records, and weigh forgetting against utility.
+
+    A folder that holds an interrupted comparison is continued with `resume`; with it, more methods, settings
+    or seeds can be added as well, and the result is of all of them together.
+
+    Args:
+        model: A local folder, a Hub id, or `smollm2-135m`.
+        methods: Names from `expunge list methods`, or `FILE.py:NAME`.
+        output: Folder for one folder per trial, `comparison.json` and `report.html`.
+        seeds: Every setting is run with each.
+        grid: Setting -> values to try, all combined; `npo:beta` is tried with npo only.
+        **settings: Fields of `CompareOptions`; all others are settings of every trial, as for `unlearn`.
+
+    Returns:
+        What was measured. Ctrl-C returns too, with trials that have not ended.
+
+    Raises:
+        UsageError: Data, model or settings cannot be used; nothing was run yet.
+
+    Example:
+        >>> found = compare(  # doctest: +SKIP
+        ...     "smollm2-135m", methods=["ngdiff", "npo"], seeds=[0, 1, 2], output="out",
+        ...     forget="forget.jsonl", retain="retain.jsonl", holdout="unseen.jsonl",
+        ...     grid={"npo:learning_rate": [1e-5, 3e-5]},
+        ... )
+    """
+    options, settings = CompareOptions.take(settings)
+    if not isinstance(model, str | Path):
+        raise ValueError("`model` must be a folder or a name: every trial loads it anew. Save it first.")
+    if "seed" in settings:
+        raise UsageError("--set must not name seed in a comparison; give --seeds 0,1,2.")
+    trials = plan(methods, seeds, settings, grid or {})
+    subject = subject_of(options)
+    for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values():
+        _check(trial, subject)
+    comparison = Comparison(
+        expunge_version="",
+        created="",
+        benchmark=options.benchmark,
+        source=str(model),
+        data={name: data_entry(records) for name, records in subject.sets.items()},
+        forget_axis=axis_of(options.forget_metric or subject.axes[0], "forget", subject),
+        utility_axis=axis_of(options.utility_metric or subject.axes[1], "retain", subject),
+        trials=[begun(trial) for trial in trials],
+        models_kept=options.keep_models,
+    )
+    _check_model(
+        model, subject, arguments({k: v for k, v in settings.items() if k in _READING}, RunOptions())
+    )
+    folder = _claim(Path(output), model, options)
+    comparison = _joined(comparison, folder, options)
+    return _Study(comparison, folder, subject, options, {trial.name: trial for trial in trials}).run(model)
+
+
+def refresh(folder: Path) -> Comparison:
+    """Make comparison and page again from the records of the trials.
+
+    Raises:
+        UsageError: The folder holds no comparison, or records of different models or data.
+    """
+    comparison = read_comparison(folder)
+    return _write(comparison, folder)
+
+
+@dataclass
+class _Study:
+    """A comparison under way."""
+
+    comparison: Comparison
+    folder: Path
+    subject: Subject
+    options: CompareOptions
+    trials: Mapping[str, Trial]
+
+    def run(self, model: str | Path) -> Comparison:
+        """All trials that have not ended, one after another, until one is interrupted."""
+        open_ = [e for e in self.comparison.trials if e.name in self.trials and not _over(e)]
+        self._write()
+        for number, entry in enumerate(open_, 1):
+            self._tell(f"Trial {number} of {len(open_)}: {entry.name}")
+            entry = self._tried(entry, model)
+            self._replace(entry)
+            self._write()
+            if entry.status == "interrupted":
+                break
+        return self.comparison
+
+    def _tried(self, entry: TrialEntry, model: str | Path) -> TrialEntry:
+        """One trial; what goes wrong in it is what it says."""
+        place = self.folder / entry.name
+        try:
+            record = self._unlearn(self.trials[entry.name], place, model, again=entry.status == "failed")
+        except Exception as error:  # whatever it is, the other trials do not depend on it
+            _LOG.warning("%s failed: %s", entry.name, error)
+            shutil.rmtree(place / output.CHECKPOINTS, ignore_errors=True)
+            return entry.model_copy(update={"status": "failed", "error": _said(error)})
+        finally:
+            _free()
+        return ended(entry, record)
+
+    def _unlearn(self, trial: Trial, place: Path, model: str | Path, *, again: bool) -> RunRecord:
+        result = api.unlearn(
+            model,
+            **self.subject.sets,
+            **self.subject.options,
+            method=trial.method,
+            **trial.fixed,
+            **trial.varied,
+            seed=trial.seed,
+            output=place,
+            resume=place.is_dir() and not again,
+            overwrite=again,
+            cache=self.folder / EVALUATIONS,
+            evaluation_seed=trial.evaluation_seed,
+            notes=(_PROCESS,),
+            reporter=self.options.reporter,
+        )
+        return result.record
+
+    def _replace(self, entry: TrialEntry) -> None:
+        if entry.status in ("done", "diverged", "failed"):
+            _drop(self.folder / entry.name, keep=self.options.keep_models and entry.status == "done")
+        trials = [entry if known.name == entry.name else known for known in self.comparison.trials]
+        self.comparison = self.comparison.model_copy(update={"trials": trials})
+
+    def _write(self) -> None:
+        self.comparison = _write(self.comparison, self.folder)
+
+    def _tell(self, words: str) -> None:
+        with self.options.reporter.phase(words, 1) as advance:
+            advance(1, "")
+
+
+def _write(comparison: Comparison, folder: Path) -> Comparison:
+    """Take up every trial's record, and write comparison and page."""
+    records = {entry.name: record for entry in comparison.trials if (record := _recorded(folder, entry))}
+    trials = [
+        ended(entry, records[entry.name]) if entry.name in records else entry for entry in comparison.trials
+    ]
+    found = summarise(comparison.model_copy(update={"trials": trials, "disk_bytes": _size(folder)}), records)
+    write_comparison(found, folder)
+    write_page(found, folder)
+    return found
+
+
+def _recorded(folder: Path, entry: TrialEntry) -> RunRecord | None:
+    """The record of a trial; one of an attempt that failed does not count."""
+    if entry.status == "failed" or not (folder / entry.name / "record.json").is_file():
+        return None
+    return read_record(folder / entry.name)
+
+
+def _over(entry: TrialEntry) -> bool:
+    return entry.status in ("done", "diverged")
+
+
+def _claim(folder: Path, model: str | Path, options: CompareOptions) -> Path:
+    inputs = [model, options.forget, options.retain, options.holdout]
+    paths = [Path(found) for found in inputs if isinstance(found, str | Path)]
+    return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
+
+
+def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Comparison:
+    """With the trials of the comparison that is in the folder already; without `resume` there is none.
+
+    Raises:
+        UsageError: That one is of another model, of other data, or asked the same trial otherwise.
+    """
+    if options.overwrite:
+        output.clear(folder)
+    if not (folder / FILE).is_file():
+        return comparison
+    known = read_comparison(folder)
+    for what in ("benchmark", "source", "data"):
+        if getattr(known, what) != getattr(comparison, what):
+            raise UsageError(
+                f"--resume must continue with the same {_CALLED[what]}; those of {folder} differ. "
+                "Choose another --output, or give --overwrite."
+            )
+    old = {entry.name: entry for entry in known.trials}
+    for entry in comparison.trials:
+        _check_asked(old.get(entry.name, entry), entry, folder)
+    new = [entry for entry in comparison.trials if entry.name not in old]
+    return comparison.model_copy(update={"trials": [*known.trials, *new]})
+
+
+_CALLED = {"benchmark": "BENCHMARK", "source": "--model", "data": "data"}
+
+
+def _check_asked(known: TrialEntry, entry: TrialEntry, folder: Path) -> None:
+    for settings in ("fixed", "varied"):
+        before, now = getattr(known, settings), getattr(entry, settings)
+        different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if different:
+            key = different[0]
+            raise UsageError(
+                f"--resume must ask {entry.name} with the same settings; {key} was {before.get(key)} in "
+                f"{folder} and is {now.get(key)} now. Give the same, another --output, or --overwrite."
+            )
+    if known.evaluation_seed != entry.evaluation_seed:
+        raise UsageError(
+            f"--resume must begin --seeds with {known.evaluation_seed}, the seed of the evaluations in "
+            f"{folder}; got {entry.evaluation_seed}."
+        )
+
+
+def _check(trial: Trial, subject: Subject) -> None:
+    """Everything that can be refused before anything is run."""
+    options, settings = RunOptions.take({**trial.fixed, **trial.varied, "seed": trial.seed})
+    if changed := [f.name for f in dataclasses.fields(options) if f.name in {*trial.fixed, *trial.varied}]:
+        raise UsageError(
+            f"--set and --grid must name settings of the training or of the method; got {changed[0]}."
+        )
+    recipe, settings = resolve_method(trial.method, settings)
+    for source in missing(recipe, subject.sets, arguments(settings, options, trial.method)):
+        raise UsageError(
+            f"method {recipe.name} needs {source} records; none are given. Give --{source} FILE, or leave "
+            f"{trial.method} out."
+        )
+
+
+_READING = ("template", "max_length")
+
+
+def _check_model(model: str | Path, subject: Subject, args: UnlearningArguments) -> None:
+    """The model exists, and the records fit it."""
+    tokenizer, context = load_tokenizer(model), configured_context(model)
+    for name, records in subject.sets.items():
+        encode(
+            records,
+            tokenizer,
+            template=args.template,
+            max_length=args.max_length,
+            context=context,
+            name=name,
+        )
+
+
+def _drop(folder: Path, *, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _said(error: Exception) -> str:
+    """The first lines of an error: the record is no log."""
+    return f"{type(error).__name__}: {str(error).strip()}"[:500]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _free() -> None:
+    """The trial's model must be gone before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

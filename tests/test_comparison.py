@@ -1,0 +1,311 @@
+"""Comparisons end to end on the tiny model: nothing twice, nothing lost, no failure that spreads."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+
+import conftest
+import expunge
+from expunge import UsageError, api, cli
+from expunge.benchmarks import records as benchmark
+from expunge.comparison import refresh
+from expunge.comparison_record import read_comparison
+from expunge.record import read_record
+from expunge.runs import Run
+from expunge.unlearner import Unlearner
+
+ROWS = conftest.rows()
+SETS = {"forget": ROWS[:6], "retain": ROWS[6:], "holdout": conftest.rows(("Ivy Iris", "Jon Juniper"))}
+QUICK = {"bf16": False, "template": "none", "max_steps": 3, "check_every": 0, "learning_rate": 1e-3}
+METHODS = ["ngdiff", "grad-diff", "grad-ascent"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Every trial collects garbage several times; what stood before these tests need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def study(model_folder, tmp_path_factory):
+    """Three methods on two seeds, and how often a model was measured."""
+    folder, measured, original = tmp_path_factory.mktemp("study") / "out", [], benchmark.evaluate
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("expunge.runs.write_report", lambda _, place: (place / "report.html").touch())
+        patched.setattr(benchmark, "evaluate", lambda *w, **k: measured.append(k) or original(*w, **k))
+        found = expunge.compare(model_folder, methods=METHODS, seeds=[0, 1], output=folder, **SETS, **QUICK)
+    return found, folder, measured
+
+
+@pytest.fixture
+def no_pages(monkeypatch):
+    """Pages are not what is tested here; drawing them takes the most time."""
+    monkeypatch.setattr("expunge.runs.write_report", lambda *_: None)
+    monkeypatch.setattr("expunge.comparison.write_page", lambda *_: None)
+
+
+def test_every_trial_is_a_run_with_its_own_page(study):
+    found, folder, _ = study
+    names = [f"{method}-seed{seed}" for seed in (0, 1) for method in METHODS]
+    assert [trial.name for trial in found.trials] == names
+    assert {trial.status for trial in found.trials} == {"done"}
+    page = (folder / "report.html").read_text()
+    for trial in found.trials:
+        record = read_record(folder / trial.name)
+        assert (record.method, record.seed) == (trial.method, trial.seed)
+        assert record.evaluations["after"].splits == trial.splits
+        assert f'href="./{trial.name}/report.html"' in page
+        assert (folder / trial.name / "report.html").is_file()
+        assert not (folder / trial.name / "model").exists()
+        assert not (folder / trial.name / "checkpoints").exists()
+    assert read_comparison(folder) == found
+    assert found.disk_bytes > 10_000
+    assert {s.method for s in found.settings} == set(METHODS)
+    assert all(s.whole and s.forget.seeds == 2 for s in found.settings)
+
+
+def test_the_model_before_is_measured_once_and_every_record_has_it(study):
+    found, folder, measured = study
+    assert len(measured) == 1 + len(found.trials)
+    assert {words["seed"] for words in measured} == {0}
+    records = [read_record(folder / trial.name) for trial in found.trials]
+    assert [r.evaluations["before"] for r in records] == [records[0].evaluations["before"]] * len(records)
+    taken = ["earlier one of this model" in " ".join(record.notes) for record in records]
+    assert taken == [False] + [True] * 5
+    assert all(set(record.samples[0].generations) == {"before", "after"} for record in records)
+    assert records[3].configuration["evaluation_seed"] == 0
+    assert found.before == records[0].evaluations["before"].splits
+
+
+def test_what_is_taken_over_is_what_would_have_been_measured(study, model_folder):
+    found, _, _ = study
+    sets = {name: tuple(rows) for name, rows in SETS.items()}
+    fresh = expunge.evaluate(model_folder, **sets, bf16=False, template="none", seed=0)
+    assert fresh.record.evaluations["before"].splits == found.before
+
+
+CHANGES = (
+    {"model": 1},
+    {"evaluation_seed": 1},
+    {"template": "chat"},
+    {"max_length": 40},
+    {"forget": [*SETS["forget"][:2], {"prompt": "Who is Zed?", "response": "nobody"}]},
+    {"retain": [row | {"person": "x"} for row in SETS["retain"]]},
+    {"holdout": None},
+)
+
+
+def test_nothing_is_taken_over_when_anything_that_decides_it_differs(tmp_path, monkeypatch):
+    """The key follows the content; the source's name is the same throughout."""
+    tokenizer = conftest.build_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    common = {
+        "evaluations": tmp_path,
+        "evaluation_seed": 0,
+        "max_steps": 1,
+        "bf16": False,
+        "template": "none",
+    }
+    monkeypatch.setattr(Run, "save", lambda *_: None)
+
+    def run(model=0, **words):
+        sets = {name: rows and rows[:3] for name, rows in {**SETS, **words}.items() if name in SETS}
+        options = common | {key: value for key, value in words.items() if key not in SETS}
+        expunge.unlearn(conftest.build_model(model), tokenizer, **sets, **options, source="same")
+        return len(list(tmp_path.iterdir()))
+
+    assert run() == 1
+    assert run(max_steps=2, seed=5, method="grad-ascent") == 1
+    for count, change in enumerate(CHANGES, 2):
+        assert run(**change) == count, change
+    for path in tmp_path.iterdir():
+        path.write_text("{broken")
+    assert run() == 1 + len(CHANGES)
+    assert sum(path.read_text() != "{broken" for path in tmp_path.iterdir()) == 1
+
+
+def test_a_second_call_runs_nothing_and_a_third_adds(study, model_folder, tmp_path, monkeypatch, no_pages):
+    import shutil
+
+    found, folder, _ = study
+    shutil.copytree(folder, tmp_path / "out")
+    place = {"output": tmp_path / "out", "resume": True}
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "unlearn", lambda *_, **__: pytest.fail("ran again"))
+        again = expunge.compare(model_folder, methods=METHODS, seeds=[0, 1], **place, **SETS, **QUICK)
+        assert refresh(tmp_path / "out").trials == again.trials == found.trials
+    added = expunge.compare(
+        model_folder, methods=["npo"], grid={"npo:beta": [0.1, 0.5]}, **place, **SETS, **QUICK
+    )
+    assert [trial.name for trial in added.trials[6:]] == ["npo-beta=0.1-seed0", "npo-beta=0.5-seed0"]
+    assert {trial.status for trial in added.trials} == {"done"}
+    assert added.trials[:6] == found.trials
+    for words, message in (
+        ({"max_steps": 4}, "max_steps was 3 in"),
+        ({"forget": ROWS[:5]}, "same data"),
+        ({"seeds": [1, 0]}, "begin --seeds with 0"),
+        ({"resume": False}, "Give --resume"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            expunge.compare(model_folder, methods=["ngdiff"], **{**place, **SETS, **QUICK, **words})
+    assert read_comparison(tmp_path / "out").trials == added.trials
+
+
+def test_an_interrupted_comparison_continues_to_the_same_models(
+    study, model_folder, tmp_path, monkeypatch, no_pages
+):
+    """Stopped within the second trial's training, then in the third's evaluation, then finished."""
+    found, folder, _ = study
+    step, evaluate = Unlearner.after_optimizer, Run.evaluate
+
+    def in_training(self):
+        step(self)
+        if self.state.global_step == 2 and "grad-diff" in str(self.args.output_dir):
+            self.interrupt.requested = True
+
+    def in_evaluation(self, stage, *words):
+        if stage == "after" and "grad-ascent" in str(self.folder):
+            raise KeyboardInterrupt
+        evaluate(self, stage, *words)
+
+    words = {"methods": METHODS, "output": tmp_path / "out", **SETS, **QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(Unlearner, "after_optimizer", in_training)
+        first = expunge.compare(model_folder, **words)
+    assert [trial.status for trial in first.trials] == ["done", "interrupted", "pending"]
+    assert "2 of 3 trials have not ended" in first.notes[-1]
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", in_evaluation)
+        with pytest.raises(KeyboardInterrupt):
+            expunge.compare(model_folder, **words, resume=True)
+    assert (tmp_path / "out" / "grad-ascent-seed0" / "model").is_dir()
+    last = expunge.compare(model_folder, **words, resume=True)
+    assert {trial.status for trial in last.trials} == {"done"}
+    assert [trial.splits for trial in last.trials] == [trial.splits for trial in found.trials[:3]]
+    for trial in last.trials:
+        mine, theirs = (
+            read_record(place / trial.name).models["after"] for place in (tmp_path / "out", folder)
+        )
+        assert mine.sha256 == theirs.sha256
+        assert not (tmp_path / "out" / trial.name / "model").exists()
+    assert "interrupted and continued" in " ".join(last.notes)
+
+
+def test_divergence_and_failure_stop_no_other_trial(model_folder, tmp_path, monkeypatch, no_pages):
+    own = tmp_path / "mine.py"
+    own.write_text("from expunge.methods import grad_diff\ndef broken():\n    return grad_diff()\n")
+    original = api.unlearn
+
+    def failing(*words, **settings):
+        if settings["method"].endswith(":broken") and not fixed:
+            raise RuntimeError("out of <memory>")
+        return original(*words, **settings)
+
+    fixed: list[int] = []
+    monkeypatch.setattr(api, "unlearn", failing)
+    words = {
+        "methods": ["grad-ascent", f"{own}:broken", "ngdiff"],
+        "output": tmp_path / "out",
+        "grid": {"grad-ascent:learning_rate": [1e-3, 1e30]},
+        "keep_models": True,
+        **SETS,
+        **{key: value for key, value in QUICK.items() if key != "learning_rate"},
+    }
+    found = expunge.compare(model_folder, **words)
+    assert [trial.status for trial in found.trials] == ["done", "diverged", "failed", "done"]
+    assert found.trials[1].stop.reason == "diverged"
+    assert found.trials[2].error == "RuntimeError: out of <memory>"
+    kept = [(tmp_path / "out" / trial.name / "model").is_dir() for trial in found.trials]
+    assert kept == [True, False, False, True]
+    assert not any(s.front for s in found.settings if not s.whole)
+    fixed.append(1)
+    again = expunge.compare(model_folder, **words, resume=True)
+    assert [trial.status for trial in again.trials] == ["done", "diverged", "done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ["ngdiff", "npoo"]}, "Did you mean npo?"),
+        ({"methods": []}, "--methods must name at least one"),
+        ({"methods": ["npo", "npo"]}, "npo stands there twice"),
+        ({"seeds": []}, "--seeds must name at least one"),
+        ({"seeds": [1, 1]}, "1 stands there twice"),
+        ({"seed": 1}, "give --seeds"),
+        ({"grid": {"learning_rat": [1.0]}}, "Did you mean learning_rate?"),
+        ({"grid": {"learning_rate": [1e-5, 1e-5]}}, "stands there twice"),
+        ({"grid": {"learning_rate": ["fast"]}}, "learning_rate must be a valid number"),
+        ({"grid": {"max_steps": [3]}, "max_steps": 2}, "must not both name max_steps"),
+        ({"npo:beta": 1.0}, "compared method before the colon"),
+        ({"ngdiff:output": "x"}, "settings of the training"),
+        ({"control": "x"}, "settings of the training"),
+        ({"retain": None}, "ngdiff needs retain records|must name something that is measured"),
+        ({"retain": ROWS[:2]}, "share no record"),
+        ({"forget": None}, "needs forget records"),
+        ({"benchmark": "tofuu"}, "BENCHMARK must be"),
+        ({"forget_metric": "forget/leek"}, "Did you mean forget/leak?"),
+        ({"utility_metric": "general/leak"}, "Splits are forget, retain, holdout"),
+        ({"utility_metric": "leak:up"}, "lower or higher"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_refused_before_anything_runs(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "unlearn", lambda *_, **__: pytest.fail("ran"))
+    words = {"methods": ["ngdiff"], "output": tmp_path / "out", **SETS, **settings}
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        expunge.compare("no/such-model", **words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_and_the_folder_are_checked_too(model_folder, tmp_path):
+    words = {"methods": ["ngdiff"], **SETS}
+    with pytest.raises(UsageError, match="no-such-model"):
+        expunge.compare(tmp_path / "no-such-model", output=tmp_path / "out", **words)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(UsageError, match="no record of a run"):
+        expunge.compare(model_folder, output=tmp_path / "thesis", overwrite=True, **words)
+    with pytest.raises(ValueError, match="must be a folder or a name"):
+        expunge.compare(conftest.build_model(), output=tmp_path / "out", **words)
+
+
+def call(*words: object) -> int:
+    return cli.guarded(lambda: cli.app([str(word) for word in words], exit_on_error=False, print_error=False))
+
+
+def test_the_command_line(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("expunge.runs.write_report", lambda *_: None)
+    for name, rows in SETS.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [word for name in SETS for word in (f"--{name}", tmp_path / f"{name}.jsonl")]
+    words = ["compare", "records", "--model", model_folder, *sets, "--output", tmp_path / "out"]
+    words += ["--methods", "kl-min, ngdiff", "--seeds", "4", "--set", "max_steps=1", "--template", "none"]
+    words += ["--set", "bf16=false", "--grid", "kl-min:retain-weight=1,2", "--forget-metric", "nll"]
+    assert call(*words) == 0
+    printed = capsys.readouterr().out
+    assert "kl-min (retain_weight 2)" in printed
+    assert "hypervolume" in printed
+    assert str(tmp_path / "out" / "report.html") in printed.replace("\n", "")
+    assert call(*words, "--resume", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [trial["varied"] for trial in found["trials"]] == [{"retain_weight": 1}, {"retain_weight": 2}, {}]
+    assert found["forget_axis"] == {"split": "forget", "metric": "nll", "better": "higher"}
+    assert found["trials"][0]["seed"] == 4
+    assert call("report", tmp_path / "out") == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    assert call(*words[:10], "--output", tmp_path / "new", "--methods", "ngdif") == 2
+    assert "Did you mean ngdiff" in capsys.readouterr().err
+    for wrong, message in (
+        (["--seeds", "x"], "whole numbers"),
+        (["--grid", "beta"], "--grid must be KEY=VALUE"),
+        (["--set", "seed=3"], "--seeds"),
+    ):
+        assert call(*words[:10], "--output", tmp_path / "new", "--methods", "npo", *wrong) == 2
+        assert message in capsys.readouterr().err
