@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalized:
-    r"""Every gradient at unit length: $w_i = 1 / \lVert g_i \rVert = G_{ii}^{-1/2}$ (NGDiff).
+    r"""Every gradient at unit length: w_i = 1/‖g_i‖ (NGDiff).
 
     With $g_F$ the gradient of the forget NLL (whose ascent is the objective), the direction is
     $d = g_R/\lVert g_R \rVert - g_F/\lVert g_F \rVert$, for which
@@ -35,7 +35,7 @@ class Normalized:
 
 @dataclass(frozen=True)
 class LossNormalized:
-    r"""Every loss at unit size: $w_i = 1 / \lvert L_i \rvert$.
+    r"""Every loss at unit size: w_i = 1/|L_i|.
 
     The direction is the gradient of $\sum_i \pm \log \lvert L_i \rvert$: an objective counts by its relative
     change, whatever its unit. Gradients play no part, so nothing keeps the direction from raising a loss.
