@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import signal
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from expunge.objectives import NLL, Ascent
 from expunge.probe import token_logits
 from expunge.record import Check
 from expunge.records import read_records
-from expunge.step_sizes import GeN
+from expunge.step_sizes import GeN, WithinBudget
 from expunge.stopping import RetainBudget
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant, Normalized
@@ -390,6 +391,22 @@ def test_a_guard_ends_a_published_method_and_restores(tokenizer, tmp_path, taugh
     assert run.stop.reason == "retain-budget"
     assert not any(step.repair for step in run.history)
     assert torch.equal(parameters(run.model), before)
+
+
+def test_the_largest_step_within_budget_is_measured_against_the_start(tokenizer, tmp_path, taught):
+    """The rate grows while there is room, and the retain loss stays within its tolerance of the start."""
+    method = replace(ngdiff(), step_size=WithinBudget(tolerance=0.2, every=2, rows=10), budget=None)
+    run = unlearner(tokenizer, tmp_path, method, model=taught, learning_rate=1e-6, max_steps=24)
+    run.train()
+    probes = run.monitor.state.probes
+    start = statistics.fmean(run.monitor.state.start)
+    assert run.history[-1].learning_rate > 10 * 1e-6
+    assert {p.decision for p in probes} <= {
+        "within budget",
+        "within budget, clipped",
+        "keep: slope not resolved",
+    }
+    assert max(p.retain_loss for p in probes) <= start + 0.2
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name

@@ -7,6 +7,7 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,14 @@ class Monitor:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
             self.method.weighting.reset()
-        if self.method.budget and not self.state.start:
+        rule = self.method.step_size
+        if (self.method.budget or (rule and rule.rows)) and not self.state.start:
             losses = self._measure()
             self.state.start = losses.tolist()
             self._latest = (0, losses)
             if self.phases:  # nothing is read before the merge: the record needs the start to compare with
                 self._read(0, 0.0)
-            else:
+            elif self.method.budget:
                 self._keep(0)
         if self.check and self.check_every and not self.state.checks and self._look(0).met:
             reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
@@ -131,7 +133,9 @@ class Monitor:
         line = measure_line(
             self.parameters, before, self._zero, lambda: row_losses(self.model, rows), row_tokens(rows)
         )
-        if not rule.rows:
+        if rule.rows:
+            line = replace(line, start=torch.tensor(self.state.start, dtype=torch.float64))
+        else:
             line = line.over_ranks(self.gather)
         proposal = Proposal(*self.agree(tuple(rule(rate, line))))
         factor = proposal.learning_rate / rate
