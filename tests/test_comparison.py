@@ -9,8 +9,7 @@ import pytest
 
 import conftest
 import expunge
-from expunge import UsageError, api, cli
-from expunge.benchmarks import records as benchmark
+from expunge import UsageError, api, cli, tables, terminal
 from expunge.comparison import refresh
 from expunge.comparison_record import read_comparison
 from expunge.record import read_record
@@ -35,10 +34,10 @@ def small_heap():
 @pytest.fixture(scope="module")
 def study(model_folder, tmp_path_factory):
     """Three methods on two seeds, and how often a model was measured."""
-    folder, measured, original = tmp_path_factory.mktemp("study") / "out", [], benchmark.evaluate
+    folder, measured, original = tmp_path_factory.mktemp("study") / "out", [], tables.score
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("expunge.runs.write_report", lambda _, place: (place / "report.html").touch())
-        patched.setattr(benchmark, "evaluate", lambda *w, **k: measured.append(k) or original(*w, **k))
+        patched.setattr(tables, "score", lambda *w, **k: measured.append(k) or original(*w, **k))
         found = expunge.compare(model_folder, methods=METHODS, seeds=[0, 1], output=folder, **SETS, **QUICK)
     return found, folder, measured
 
@@ -73,11 +72,8 @@ def test_every_trial_is_a_run_with_its_own_page(study):
 def test_the_model_before_is_measured_once_and_every_record_has_it(study):
     found, folder, measured = study
     assert len(measured) == 1 + len(found.trials)
-    assert {words["seed"] for words in measured} == {0}
     records = [read_record(folder / trial.name) for trial in found.trials]
     assert [r.evaluations["before"] for r in records] == [records[0].evaluations["before"]] * len(records)
-    taken = ["earlier one of this model" in " ".join(record.notes) for record in records]
-    assert taken == [False] + [True] * 5
     assert all(set(record.samples[0].generations) == {"before", "after"} for record in records)
     assert records[3].configuration["evaluation_seed"] == 0
     assert found.before == records[0].evaluations["before"].splits
@@ -88,46 +84,6 @@ def test_what_is_taken_over_is_what_would_have_been_measured(study, model_folder
     sets = {name: tuple(rows) for name, rows in SETS.items()}
     fresh = expunge.evaluate(model_folder, **sets, bf16=False, template="none", seed=0)
     assert fresh.record.evaluations["before"].splits == found.before
-
-
-CHANGES = (
-    {"model": 1},
-    {"evaluation_seed": 1},
-    {"template": "chat"},
-    {"max_length": 40},
-    {"forget": [*SETS["forget"][:2], {"prompt": "Who is Zed?", "response": "nobody"}]},
-    {"retain": [row | {"person": "x"} for row in SETS["retain"]]},
-    {"holdout": None},
-)
-
-
-def test_nothing_is_taken_over_when_anything_that_decides_it_differs(tmp_path, monkeypatch):
-    """The key follows the content; the source's name is the same throughout."""
-    tokenizer = conftest.build_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    common = {
-        "evaluations": tmp_path,
-        "evaluation_seed": 0,
-        "max_steps": 1,
-        "bf16": False,
-        "template": "none",
-    }
-    monkeypatch.setattr(Run, "save", lambda *_: None)
-
-    def run(model=0, **words):
-        sets = {name: rows and rows[:3] for name, rows in {**SETS, **words}.items() if name in SETS}
-        options = common | {key: value for key, value in words.items() if key not in SETS}
-        expunge.unlearn(conftest.build_model(model), tokenizer, **sets, **options, source="same")
-        return len(list(tmp_path.iterdir()))
-
-    assert run() == 1
-    assert run(max_steps=2, seed=5, method="grad-ascent") == 1
-    for count, change in enumerate(CHANGES, 2):
-        assert run(**change) == count, change
-    for path in tmp_path.iterdir():
-        path.write_text("{broken")
-    assert run() == 1 + len(CHANGES)
-    assert sum(path.read_text() != "{broken" for path in tmp_path.iterdir()) == 1
 
 
 def test_a_second_call_runs_nothing_and_a_third_adds(study, model_folder, tmp_path, monkeypatch, no_pages):
@@ -276,7 +232,9 @@ def test_the_model_and_the_folder_are_checked_too(model_folder, tmp_path):
 
 
 def call(*words: object) -> int:
-    return cli.guarded(lambda: cli.app([str(word) for word in words], exit_on_error=False, print_error=False))
+    return terminal.guarded(
+        lambda: cli.app([str(word) for word in words], exit_on_error=False, print_error=False)
+    )
 
 
 def test_the_command_line(model_folder, tmp_path, capsys, monkeypatch):
