@@ -395,4 +395,4 @@ def test_every_metric_has_its_page():
     for metric in tofu.METRICS:
         page = (folder / f"{metric}.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {metric}\n")
-        assert "**Misleads**" in page
+        assert "## When it misleads" in page
