@@ -1,0 +1,1 @@
+"""Attempts to bring back what was removed, one idea per file."""
