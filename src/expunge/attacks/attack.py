@@ -76,7 +76,7 @@ class Clock:
 
     def __init__(self, seconds: float = float("inf")) -> None:
         if not seconds > 0:
-            raise ValueError(f"`seconds` must be positive; got {seconds}. Give an attack time, or leave it out.")
+            raise ValueError(f"`seconds` must be positive; got {seconds}. Give more, or leave it out.")
         self.seconds, self._start = seconds, time.monotonic()
 
     @property
@@ -129,8 +129,8 @@ class Findings:
 
     Attributes:
         recoveries: One per forget record, in order.
-        curve: Budget spent -> per record whether it had been recovered by then, for attacks with a budget that
-            can be spent in part (relearning steps, bits, samples, norm). The last point is not above `recoveries`.
+        curve: Budget spent -> per record whether it had been recovered by then, for attacks with a budget
+            that can be spent in part (relearning steps, bits, samples, norm). No point is above `recoveries`.
         axis: What `curve` counts, with its unit: "relearning steps", "bits per weight", "samples".
         values: Further numbers with intervals (the spread over variants, an AUC, expected tries).
         notes: What a reader must know ("stopped after 60 s: 12 of 40 records were tried").
@@ -162,7 +162,7 @@ class Cost:
 
 @runtime_checkable
 class Attack(Protocol):
-    """One way to bring records back. A frozen dataclass whose fields are its budget, each checked at creation.
+    """One way to bring records back: a frozen dataclass whose fields are its budget, checked at creation.
 
     A user's own attack is such a class in a file of their own, named as FILE.py:NAME.
     """
@@ -183,7 +183,7 @@ class Attack(Protocol):
         ...
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
-        """Why it cannot run here, as a sentence that says what would help (a library, retain records); or None."""
+        """Why it cannot run here, as a sentence that says what would help (a library, records); or None."""
         ...
 
     def cost(self, probes: Probes) -> Cost:
