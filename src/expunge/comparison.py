@@ -87,7 +87,7 @@ def compare(
         raise ValueError("`model` must be a folder or a name: every trial loads it anew. Save it first.")
     if "seed" in settings:
         raise UsageError("--set must not name seed in a comparison; give --seeds 0,1,2.")
-    trials = plan(methods, seeds, settings, grid or {})
+    trials = plan(methods, seeds, settings, grid or {}, options.evaluation_seed)
     subject = subject_of(options)
     for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values():
         _check(trial, subject)
@@ -118,6 +118,42 @@ def refresh(folder: Path) -> Comparison:
     """
     comparison = read_comparison(folder)
     return _write(comparison, folder)
+
+
+def merge(folders: Sequence[Path], folder: Path) -> Comparison:
+    """One comparison of the trials of several, for example of parts that ran side by side.
+
+    What the trials left is copied; the parts stay as they are. Parts of different models or data are refused.
+
+    Args:
+        folders: Each holds a comparison; a trial that stands in two of them is taken from the first.
+        folder: Of the whole; made if need be, and brought up to date if it holds an earlier merge.
+
+    Raises:
+        UsageError: A folder holds no comparison, or the comparisons are of different things.
+    """
+    if not folders:
+        raise ValueError("`folders` must hold at least one comparison; got none.")
+    parts = {place: read_comparison(place) for place in folders}
+    whole = next(iter(parts.values()))
+    trials: dict[str, TrialEntry] = {}
+    for place, part in parts.items():
+        _check_alike(part, whole, place)
+        for entry in part.trials:
+            if entry.name not in trials and (place / entry.name).is_dir():
+                shutil.copytree(place / entry.name, folder / entry.name, dirs_exist_ok=True)
+            trials.setdefault(entry.name, entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(whole.model_copy(update={"trials": list(trials.values())}), folder)
+
+
+def _check_alike(part: Comparison, whole: Comparison, place: Path) -> None:
+    for what in ("benchmark", "source", "data", "forget_axis", "utility_axis"):
+        if getattr(part, what) != getattr(whole, what):
+            raise UsageError(
+                f"Comparisons that are merged must have the same {_CALLED.get(what, 'metrics')}; that of "
+                f"{place} has another. Leave it out."
+            )
 
 
 @dataclass

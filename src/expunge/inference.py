@@ -90,6 +90,14 @@ def model_context(model: nn.Module) -> int | None:
     return None if stated is None else int(stated)
 
 
+def cache_bytes(model: nn.Module) -> int:
+    """Bytes of keys and values that a decoding model keeps per token, in the dtype of its weights."""
+    config = language_model(model).config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size()
+
+
 def runs(
     order: Iterable[int], sizes: Sequence[tuple[int, ...]] | Mapping[int, tuple[int, ...]], budget: int
 ) -> Iterator[list[int]]:

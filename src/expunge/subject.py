@@ -42,6 +42,7 @@ class CompareOptions:
             better where that is not the usual way. None is the benchmark's own.
         utility_metric: The same for what is to be kept.
         keep_models: Keep every trial's model.
+        evaluation_seed: Of every trial's evaluation; None is the first of the seeds.
         resume: Continue the comparison in the output folder, or add to it.
         overwrite: Replace it.
         prompt_field: Name of the prompt in the data.
@@ -56,6 +57,7 @@ class CompareOptions:
     forget_metric: str | None = None
     utility_metric: str | None = None
     keep_models: bool = False
+    evaluation_seed: int | None = None
     resume: bool = False
     overwrite: bool = False
     prompt_field: str | None = None
