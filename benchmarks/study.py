@@ -9,9 +9,13 @@ people (Task 2, synthetic) and lives (Task 3, real biographies) of each training
 kept; as many of the validation fold have never been seen. The embedded model is taught once, then `compare`
 runs in stages that share one folder. A second call continues where the first one ended, and may add.
 
-`--finalists best` takes every tuned method at its best rate (least forget leak among the settings that keep
-`KEPT` of what was known, else the most kept) and both forms of ngdiff untuned. `--workers` runs several trials
-side by side, which pays on a GPU that one small model does not fill; their times mean nothing then.
+`--finalists best` takes every tuned method at its best rate (most forgotten among the settings that keep
+`KEPT` of what was known, else the most kept) and both forms of ngdiff untuned. `--workers` runs several
+trials side by side, which pays on a GPU that one small model does not fill; their times mean nothing then.
+
+    python benchmarks/study.py --tofu forget05 --data TOFU_FOLDER --output STUDY_FOLDER [--rows 100] ...
+
+does the same with TOFU: taught on `full`, the reference on what is to be kept, measured by TOFU's metrics.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import yaml
 
 from expunge import METHODS, Comparison, api, compare
 from expunge.comparison import merge
-from expunge.comparison_record import FILE, Setting, read_comparison
+from expunge.comparison_record import FILE, Axis, Setting, read_comparison
 from expunge.heap import keep_freed_memory
 from expunge.report.comparison import markdown
 
@@ -76,37 +80,54 @@ def prepare(data: Path, folder: Path, wanted: dict[str, int]) -> dict[str, Path]
     return paths
 
 
-def teach(paths: dict[str, Path], output: Path, model: str, settings: dict[str, object]) -> Path:
-    """The model that knows forget and retain; taught once, since it is not what is compared."""
-    taught = output / "taught"
+def teach(data: list[Path], taught: Path, options: argparse.Namespace, **words: object) -> Path:
+    """A model that knows the records; taught once, since it is not what is compared."""
     if not (taught / "record.json").exists():
-        rows = sum(1 for name in ("forget", "retain") for _ in paths[name].open(encoding="utf-8"))
-        words = {
-            "template": "none",
+        rows = sum(1 for path in data for _ in path.open(encoding="utf-8"))
+        usual: dict[str, Any] = {
             "evaluate": False,
             "seed": 0,
             "learning_rate": 1e-3,
             "warmup_steps": 5,
             "per_device_train_batch_size": 16,
-            "max_steps": -(-rows // 16) * 12,
             "save_strategy": "no",
         }
-        data = [paths["forget"], paths["retain"]]
-        api.finetune(model, data=data, output=taught, overwrite=True, **{**words, **settings})
+        usual |= words | given(options.teach)
+        usual.setdefault("max_steps", -(-rows // usual["per_device_train_batch_size"]) * options.passes)
+        api.finetune(options.model, data=data, output=taught, overwrite=True, **usual)
     return taught / "model"
+
+
+def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows forget and retain, and what every trial gets."""
+    paths = prepare(options.data, options.output / "data", {"Task2": options.people, "Task3": options.lives})
+    known = [paths["forget"], paths["retain"]]
+    model = teach(known, options.output / "taught", options, template="none")
+    return model, {**paths, "template": "none"}
+
+
+def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows all authors, and what every trial gets; the reference knows the retain set alone."""
+    from expunge.benchmarks.tofu.data import FORGET
+
+    fields = {"prompt_field": "question", "response_field": "answer"}
+    places = {"full": options.output / "taught", FORGET[options.tofu]: options.output / "reference"}
+    model, reference = (
+        teach([options.data / f"{name}.jsonl"], place, options, **fields) for name, place in places.items()
+    )
+    asked = {"forget": options.tofu, "gradients": False} | ({"rows": options.rows} if options.rows else {})
+    return model, {"benchmark": "tofu", "data": options.data, "options": asked, "reference": reference}
 
 
 def study(options: argparse.Namespace) -> Comparison:
     """The stages, each adding to the same comparison."""
-    paths = prepare(options.data, options.output / "data", {"Task2": options.people, "Task3": options.lives})
-    model = teach(paths, options.output, options.model, given(options.teach))
-    common = {**paths, "template": "none", **given(options.settings)}
+    model, common = (of_tofu if options.tofu else of_lume)(options)
     seeds = list(map(int, options.seeds.split(",")))
-    common["evaluation_seed"] = seeds[0]
+    common |= {"evaluation_seed": seeds[0], **given(options.settings)}
     rates = list(map(float, options.rates.split(",")))
     tuned = [name for name in options.tuned.split(",") if name]
-    jobs: list[Job] = [(name, {"learning_rate": [rate]}, seeds[:1]) for name in tuned for rate in rates]
-    jobs += [(name, {}, seeds[:1]) for name in options.methods.split(",")]
+    jobs: list[Job] = [(name, {}, seeds[:1]) for name in options.methods.split(",")]
+    jobs += [(name, {"learning_rate": [rate]}, seeds[:1]) for name in tuned for rate in rates]
     found = carry_out(model, options, common, jobs)
     finalists = best(found, tuned) if options.finalists == "best" else plain(options.finalists)
     if finalists:
@@ -155,17 +176,17 @@ def best(found: Comparison, tuned: Sequence[str]) -> list[tuple[str, Grid]]:
     for name in tuned:
         done = [s for s in found.settings if s.method == name and s.varied and s.forget and s.utility]
         if done:
-            first = min(done, key=lambda s: rank(s, known))
+            first = min(done, key=lambda s: rank(s, found.forget_axis, known))
             chosen.append((name, {key: [value] for key, value in first.varied.items()}))
     return chosen
 
 
-def rank(setting: Setting, known: float) -> tuple[bool, float]:
+def rank(setting: Setting, axis: Axis, known: float) -> tuple[bool, float]:
     """What keeps enough comes first, by what it leaks; then the rest, by what it loses."""
     assert setting.forget
     assert setting.utility
     lost = setting.utility.mean < KEPT * known
-    return lost, -setting.utility.mean if lost else setting.forget.mean
+    return lost, -setting.utility.mean if lost else axis.cost(setting.forget.mean)
 
 
 def plain(names: str) -> list[tuple[str, Grid]]:
@@ -186,6 +207,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tofu", choices=["forget01", "forget05", "forget10"])
+    parser.add_argument("--rows", type=int, help="TOFU: rows of every set that are measured; all by default")
+    parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--lives", type=int, default=20)
     parser.add_argument("--methods", default=",".join(METHODS))

@@ -79,13 +79,15 @@ def unlearn(
             f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
         )
     folder = claim(options, [model, options.control, forget, retain, holdout])
-    run = Run(options.kind, args, sets, options, folder)
+    run = Run(options.kind, args, sets, options, folder, benchmark=options.benchmark)
     loaded, tokenizer = run.load(model, tokenizer, "before")
     finished = run.unfinished()
     run.derive(recipe, loaded, tokenizer)
     unlearner = _prepare(run, loaded, tokenizer, recipe)
     run.accept()
     if options.evaluate:
+        if options.control is not None:  # first: metrics that compare with a reference take it
+            run.evaluate("control", *run.load(options.control, tokenizer, "control"))
         run.evaluate("before", loaded, tokenizer)
     if finished:
         loaded, state = load_model(_written(folder) / "model"), _state(finished)
@@ -93,7 +95,7 @@ def unlearn(
     else:
         state = _train(run, unlearner, f"Forgetting ({recipe.name})")
         loaded = unlearner.delivered()  # type: ignore[assignment]
-    settled = configuration(args, recipe)
+    settled = configuration(args, recipe) | run.asked
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
         run.describe("after", f"{recipe.name} at step {step}", loaded)
@@ -101,8 +103,6 @@ def unlearn(
         if options.evaluate:
             run.record(settled, recipe.name, state)  # what is known so far survives an interruption
             run.evaluate("after", loaded, tokenizer)
-            if options.control is not None:
-                run.evaluate("control", *run.load(options.control, tokenizer, "control"))
         run.tidy()
     return Result(loaded, tokenizer, run.record(settled, recipe.name, state), folder)
 
@@ -182,7 +182,7 @@ def evaluate(
     """
     options, settings = RunOptions.take({"kind": "evaluate"} | settings)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
-    chosen = _benchmark(
+    chosen = named_benchmark(
         benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
     )
     args = arguments(settings, options)
@@ -210,13 +210,23 @@ def evaluate(
     return Result(*loaded, run.record(settled), run.folder)
 
 
-def _benchmark(
+def named_benchmark(
     benchmark: str | Benchmark | Harness,
     data: str | Path | None,
     options: Mapping[str, Any],
     has_sets: bool,
 ) -> Benchmark | Harness | None:
-    """What to measure; None: the sets that are given."""
+    """What to measure; None: the sets that are given.
+
+    Args:
+        benchmark: A name from `expunge list benchmarks`, or one in memory.
+        data: Where a named benchmark's files are.
+        options: For its `load`.
+        has_sets: Whether the user gave sets of their own.
+
+    Raises:
+        UsageError: There is no such benchmark, it needs files, or it refuses them or an option.
+    """
     if not isinstance(benchmark, str):
         return benchmark
     if benchmark == "records":

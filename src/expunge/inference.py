@@ -95,7 +95,7 @@ def cache_bytes(model: nn.Module) -> int:
     config = language_model(model).config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size()
+    return int(2 * config.num_hidden_layers * heads * width) * next(model.parameters()).element_size()
 
 
 def runs(

@@ -229,6 +229,11 @@ class Run:
             self._own = UserRecords(dict(self.sets), self.args.encoding, swap_seed=self.evaluation_seed)
         return self._own
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the record says of a named benchmark that measures this run."""
+        return {} if self.benchmark is None else {"benchmark": self.benchmark.name}
+
     def _own_seed(self) -> dict[str, int]:
         seed = self.options.evaluation_seed
         return {} if seed is None else {"evaluation_seed": seed}
@@ -261,7 +266,7 @@ class Run:
             configuration=dict(configuration) | self._own_seed(),
             seed=self.args.seed,
             method=method,
-            data={name: data_entry(records) for name, records in (self.sets | self.derived).items()},
+            data=data_entries(self.sets | self.derived, self.benchmark),
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -312,6 +317,7 @@ class RunOptions:
         evaluate: Measure before and after.
         evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
+        benchmark: What measures the models; None: the sets themselves.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
@@ -329,6 +335,7 @@ class RunOptions:
     evaluate: bool = True
     evaluation_seed: int | None = None
     control: ModelSource | None = None
+    benchmark: Benchmark | Harness | None = None
     prompt_field: str | None = None
     response_field: str | None = None
     target_loss: float = 0.02
@@ -373,6 +380,17 @@ def data_entry(records: Records) -> DataEntry:
         duplicates=records.duplicates,
         fields=dict(records.fields),
     )
+
+
+def data_entries(
+    sets: Mapping[str, Records], benchmark: Benchmark | Harness | None = None
+) -> dict[str, DataEntry]:
+    """All that was read: the sets, and under "NAME/SET" those of a benchmark that are not among them."""
+    read = dict(sets)
+    if benchmark is not None:
+        asked = {name: records for name, records in benchmark.sets.items() if sets.get(name) is not records}
+        read |= {f"{benchmark.name}/{name}": records for name, records in asked.items()}
+    return {name: data_entry(records) for name, records in read.items()}
 
 
 def _duplicate_notes(sets: Mapping[str, Records]) -> list[str]:
