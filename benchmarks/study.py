@@ -107,7 +107,7 @@ def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 
 def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """The model that knows all authors, and what every trial gets; the reference knows the retain set alone."""
+    """The model that knows all authors, and what trials get; the reference knows the retain set alone."""
     from expunge.benchmarks.tofu.data import FORGET
 
     fields = {"prompt_field": "question", "response_field": "answer"}
@@ -119,15 +119,17 @@ def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     return model, {"benchmark": "tofu", "data": options.data, "options": asked, "reference": reference}
 
 
-def study(options: argparse.Namespace) -> Comparison:
-    """The stages, each adding to the same comparison."""
+def study(options: argparse.Namespace) -> Comparison | None:
+    """The stages, each adding to the same comparison; without methods, only what they need is taught."""
     model, common = (of_tofu if options.tofu else of_lume)(options)
     seeds = list(map(int, options.seeds.split(",")))
     common |= {"evaluation_seed": seeds[0], **given(options.settings)}
     rates = list(map(float, options.rates.split(",")))
     tuned = [name for name in options.tuned.split(",") if name]
-    jobs: list[Job] = [(name, {}, seeds[:1]) for name in options.methods.split(",")]
+    jobs: list[Job] = [(name, grid, seeds[:1]) for name, grid in plain(options.methods)]
     jobs += [(name, {"learning_rate": [rate]}, seeds[:1]) for name in tuned for rate in rates]
+    if not jobs:
+        return None
     found = carry_out(model, options, common, jobs)
     finalists = best(found, tuned) if options.finalists == "best" else plain(options.finalists)
     if finalists:
@@ -224,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     found = study(options)
-    if options.markdown:
+    if options.markdown and found:
         options.markdown.write_text(markdown(found), encoding="utf-8")
 
 
