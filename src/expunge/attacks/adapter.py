@@ -31,9 +31,8 @@ class Adapter:
         tally, count = Tally(probes, "state of the adapter"), len(probes.forget)
         if not has_adapter(target.model):
             tally.add(0, "no adapter", answers(target, probes, setting))
-            return _plain(
-                tally.findings(setting, count, ["The model has no adapter: it was asked as it is."])
-            )
+            note = "The model has no adapter: it was asked as it is."
+            return _plain(tally.findings(setting, count, [note]))
         with whole(target.model):
             tally.add(1, "adapter merged", answers(target, probes, setting))
         with restored(target.model), cast(Any, target.model).disable_adapter():

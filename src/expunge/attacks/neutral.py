@@ -1,4 +1,4 @@
-"""Common knowledge that nobody asks to have removed, to relearn on: it tells nothing about the forget records."""
+"""Common knowledge to relearn on: it tells nothing about the forget records."""
 
 from __future__ import annotations
 

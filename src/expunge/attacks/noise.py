@@ -16,7 +16,7 @@ from expunge.attacks.sweep import Trial, check_budgets, sweep, sweep_cost
 
 @dataclass(frozen=True)
 class Noise:
-    r"""Ask after Gaussian noise, $W + s\,\sigma_W\,\mathcal{N}(0, 1)$ with $\sigma_W$ each matrix's deviation.
+    r"""Ask after Gaussian noise, $W + s\,\sigma_W\,\mathcal{N}(0, 1)$; $\sigma_W$ is each matrix's deviation.
 
     Args:
         scales: s, each positive and below 1, at least one.
@@ -57,7 +57,7 @@ class Noise:
 
 
 def _apply(model: nn.Module, scale: float, seed: int) -> None:
-    """Adds noise to every matrix; numbers depend on the seed, the device kind and the matrix's place alone."""
+    """Add noise to every matrix; it depends on the seed, the kind of device and the matrix's place alone."""
     generators: dict[torch.device, torch.Generator] = {}
     for matrix in matrices(model):
         device = matrix.device

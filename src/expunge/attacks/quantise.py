@@ -25,9 +25,8 @@ class Quantise:
     """Ask after rounding to nearest: what is deployed is rarely the fp32 model that was unlearned.
 
     16 bits round every weight to bfloat16. 8 bits round each row (output channel) of the blocks' matrices to
-    255 levels up to its largest magnitude, fewer bits each group of a row; embeddings and the output layer keep
-    their precision, as usual kernels leave them. The values are rounded, not the arithmetic: what a kernel with
-    these weights computes, to its own rounding of activations.
+    255 levels up to its largest magnitude, fewer bits each group of a row; embeddings and the output layer
+    keep their precision, as with common kernels. Values are rounded, the arithmetic stays that of the audit.
 
     Args:
         bits: Bits per weight, each 2 to 8 or 16, at least one.
@@ -47,8 +46,8 @@ class Quantise:
         wrong = [bits for bits in self.bits if bits != _HALF and not 2 <= bits <= 8]
         if wrong or not self.bits:
             raise ValueError(
-                f"`bits` must be at least one number from 2 to 8, or 16; got {wrong[0] if wrong else 'none'}. "
-                "Give the bits per weight that will be deployed."
+                "`bits` must be at least one number from 2 to 8, or 16; "
+                f"got {wrong[0] if wrong else 'none'}. Give the bits per weight that will be deployed."
             )
         if self.group < 1:
             raise ValueError(f"`group` must be at least 1; got {self.group}. Give the weights per scale.")
@@ -76,7 +75,7 @@ class Quantise:
 
 
 def rounded(matrix: Float[Tensor, "out in"], bits: int, group: int) -> Float[Tensor, "out in"]:
-    r"""Round to nearest on a symmetric grid, $\hat w = s \cdot \mathrm{round}(w / s)$, $s = \max|w| / (2^{b-1} - 1)$.
+    r"""Round to nearest on a symmetric grid: $s\,\mathrm{round}(w / s)$ with $s = \max|w| / (2^{b-1} - 1)$.
 
     Args:
         matrix: Weights.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.attacks.answers import asking_cost, tokens_in
+from expunge.attacks.answers import asking_cost, leaks, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.low_rank import low_rank
 from expunge.attacks.neutral import NEUTRAL
@@ -20,7 +20,6 @@ from expunge.attacks.sweep import Tally, answers
 from expunge.batching import RowStream
 from expunge.collate import Encoded, Encoding, collate
 from expunge.inference import model_context
-from expunge.metrics import normalise
 from expunge.observation import token_logits
 from expunge.records import Record
 
@@ -43,10 +42,10 @@ class Lesson:
 class Relearn:
     """Fine-tune for a few steps and ask after some of them.
 
-    Records that are asked for are never trained on: on forget records the set is cut into folds, each is asked
-    for after training on the others, and of these only on records that do not contain one of the responses
-    asked for. A model that has truly lost the records learns the ones shown and nothing of the rest, like the
-    control; a model that hides them brings the rest back. AdamW without decay; the step 0 is the model as it is.
+    Records that are asked for are never trained on: the forget set is cut into folds, each is asked for after
+    training on the others, and of these only on records that do not contain one of the responses asked for. A
+    model that has truly lost the records learns the ones shown and nothing of the rest, like the control; a
+    model that hides them brings the rest back. AdamW without decay; step 0 is the model as it is.
 
     Args:
         on: Records to train on: the other forget records, retain records, or common knowledge.
@@ -119,7 +118,7 @@ class Relearn:
         return tally.findings(setting, wanted, self._notes(lessons, len(probes.forget)))
 
     def lessons(self, probes: Probes, seed: int) -> list[Lesson]:
-        """What is trained and asked in each round; a fold for which nothing is left to train on is missing."""
+        """What is trained and asked in each round; a fold with nothing left to train on is missing."""
         every = tuple(range(len(probes.forget)))
         draw = np.random.default_rng(seed)
         if self.on != "forget":
@@ -169,7 +168,7 @@ class Relearn:
             with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
                 loss = -token_logits(model, batch).target_log_probs.mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             yield step + 1
 
@@ -178,8 +177,8 @@ class Relearn:
         if tested == records:
             return []
         return [
-            f"{records - tested} of {records} records were asked for before relearning only: every other record "
-            "contains one of the responses asked for."
+            f"{records - tested} of {records} records were asked for before relearning only: every other "
+            "record contains one of the responses asked for."
         ]
 
 
@@ -213,7 +212,6 @@ def _drawn(
     pool: Sequence[Record], count: int, draw: np.random.Generator, secret: Sequence[str]
 ) -> tuple[Record, ...]:
     """So many records of a pool, none of which says one of the secret responses."""
-    hidden = [f" {normalise(text)} " for text in secret]
-    told = [f" {normalise(record.prompt)} {normalise(record.response)} " for record in pool]
-    free = [i for i, text in enumerate(told) if not any(words in text for words in hidden)]
+    told = [f"{record.prompt} {record.response}" for record in pool]
+    free = [i for i, text in enumerate(told) if not any(leaks(text, response) for response in secret)]
     return tuple(pool[i] for i in sorted(draw.permutation(free)[:count].tolist()))

@@ -19,9 +19,9 @@ from expunge.hidden import blocks
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Inside, parameters and buffers may be changed in place, trained and switched; afterwards all is as it was.
+    """Inside, weights may be changed in place, trained and switched; afterwards all is as it was.
 
-    Holds one copy of the weights, on their devices.
+    Parameters, buffers, gradients, what trains, and modes. Holds one copy of the weights, on their devices.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [tensor.detach().clone() for tensor in tensors]
@@ -63,7 +63,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The matrices inside the blocks, an adapter's own excepted; embeddings and output layer are not among them."""
+    """The matrices inside the blocks, without an adapter's own; neither embeddings nor the output layer."""
     return [
         (name, module)
         for name, module in blocks(model).named_modules()
