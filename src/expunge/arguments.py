@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from expunge.collate import Encoding
+from expunge.defences.hardening import Hardening
+from expunge.defences.latent import Latent
 
 
 def bf16_pays() -> bool:
@@ -46,6 +48,12 @@ class UnlearningArguments(TrainingArguments):
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
+        sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
+            train) undoes forgetting fastest, so that relearning and rounding undo less of it. 0 never does.
+        latent_radius: Forget gradients are taken under an adversary that moves the residual stream of every
+            prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
+        latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
+        latent_steps: Gradient steps of the adversary; each costs a pass over the forget rows.
     """
 
     output_dir: str | None = "expunge-output"
@@ -77,6 +85,10 @@ class UnlearningArguments(TrainingArguments):
     train_last: int = 0
     refusals: str | None = None
     self_retain: int = 0
+    sharpness: float = 0.0
+    latent_radius: float = 0.0
+    latent_layers: str = ""
+    latent_steps: int = 6
 
     def __post_init__(self) -> None:
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
@@ -108,6 +120,11 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
         if self.lora_4bit and self.lora_merge:
             raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
+        if self.hardening.latent and self.gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
+                "without the adversary); got True. Set one of them off."
+            )
 
     @property
     def n_gpu(self) -> int:
@@ -118,6 +135,26 @@ class UnlearningArguments(TrainingArguments):
     def encoding(self) -> Encoding:
         """How records become rows."""
         return Encoding(self.template, self.max_length)
+
+    @property
+    def hardening(self) -> Hardening:
+        """Adversaries that the forget objectives face.
+
+        Raises:
+            ValueError: Layers are not whole numbers, or a size is out of range.
+        """
+        if not self.latent_radius:
+            return Hardening(self.sharpness)
+        try:
+            layers = tuple(int(part) for part in self.latent_layers.split(",") if part.strip())
+        except ValueError:
+            raise ValueError(
+                "`latent_layers` must be whole numbers, comma-separated; "
+                f"got {self.latent_layers!r}. Name layers such as 4,8."
+            ) from None
+        if not layers:
+            raise ValueError("`latent_layers` must name a layer where `latent_radius` is set; got none.")
+        return Hardening(self.sharpness, Latent(layers, self.latent_radius, self.latent_steps))
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:

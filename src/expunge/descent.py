@@ -12,8 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge.batching import concatenate
+from expunge.collate import IGNORED
+from expunge.defences.hardening import Hardening
+from expunge.defences.latent import Offsets, shifted
+from expunge.defences.sharpness import uphill
 from expunge.derived import is_forget
 from expunge.gramian import GradientBuffers, inner
+from expunge.inference import bare
 from expunge.methods import Method
 from expunge.objectives import Objective, TokenLogits
 from expunge.observation import Batch, observe, sources_of, total, view
@@ -33,6 +39,8 @@ class Descent:
         mean_over_ranks: Reduces a small tensor over ranks.
         share: Objectives that read the same data sets share one forward pass. Not for models wrapped for
             several ranks, whose gradients are reduced in one backward pass per forward pass.
+        hardening: Adversaries that the forget objectives face; with any, every objective has a backward pass
+            of its own.
     """
 
     def __init__(
@@ -44,7 +52,9 @@ class Descent:
         mean_over_ranks: Callable[[Tensor], Tensor],
         *,
         share: bool = True,
+        hardening: Hardening | None = None,
     ) -> None:
+        self.hardening = hardening or Hardening()
         self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
         self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
         self.reference: LiveReference | None = None
@@ -61,10 +71,11 @@ class Descent:
         objectives = self.method.objectives
         self.repair = repair
         self.active: list[Objective] = [o for o in objectives if not (repair and is_forget(o.source))]
-        self.separate = separate or self.weighting.needs_gramian
+        self.separate = separate or self.weighting.needs_gramian or bool(self.hardening)
         self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
         self.tokens = 0
         self.batches: list[Mapping[str, Batch]] = []
+        self.counts: Mapping[str, float] = {}
         self.weights = torch.zeros(0, dtype=torch.float64)
         self.gramian: Tensor | None = None
         self.before: list[Tensor] = []
@@ -89,11 +100,30 @@ class Descent:
             The sum of the objectives' shares, unweighted.
         """
         self.batches.append(batches)
+        self.counts = counts
         self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
         shares = (self._separate if self.separate else self._fused)(model, batches, counts)
         for name, share in shares.items():
             self.losses[name] += share
         return sum(shares.values())
+
+    def harden(self, model: nn.Module) -> None:
+        """Take every forget gradient anew where the weights would undo forgetting fastest, once per step.
+
+        After the last micro-batch and before `combine`; the parameters are bit-identical afterwards, and the
+        losses stay those at the parameters. Without sharpness it does nothing.
+
+        Args:
+            model: As for `add`.
+        """
+        for i, objective in enumerate(self.active):
+            if self.hardening.sharpness and is_forget(objective.source):
+                with uphill(self.parameters, self._buffers.gradients[i], self.hardening.sharpness):
+                    self._buffers.gradients[i] = [None] * len(self.parameters)
+                    for batches in self.batches:
+                        seen = self._see(model, batches, [objective])
+                        with self._buffers.collect(i):
+                            self.backward(self._share(objective, seen, batches, self.counts))
 
     def combine(self) -> bool:
         """Set `.grad` to Σ w_i g_i, once per optimizer step.
@@ -201,7 +231,33 @@ class Descent:
         if live and self.reference is not None:
             read = dict.fromkeys(name for objective in live for name in sources_of(objective))
             references = self.reference({name: batches[name] for name in read}, self.pad_id, layers)
-        return observe(model, wanted, self.pad_id, layers, references)
+
+        def look(at: nn.Module) -> dict[str, TokenLogits]:
+            return observe(at, wanted, self.pad_id, layers, references)
+
+        with shifted(model, self._oppose(bare(model), batches, group, look)):
+            return look(model)
+
+    def _oppose(
+        self,
+        model: nn.Module,
+        batches: Mapping[str, Batch],
+        group: Sequence[Objective],
+        look: Callable[[nn.Module], Mapping[str, TokenLogits]],
+    ) -> Offsets:
+        """What the adversary adds to the residual stream at the prompts of a group that forgets."""
+        latent = self.hardening.latent
+        if latent is None or not all(is_forget(objective.source) for objective in group):
+            return {}
+        names = dict.fromkeys(name for objective in group for name in sources_of(objective))
+        joined = concatenate([batches[name] for name in names], self.pad_id)
+        prompts = (joined["labels"] == IGNORED) & joined["attention_mask"].bool()
+
+        def loss() -> Tensor:
+            seen = look(model)
+            return torch.stack([self._share(o, seen, batches, self.counts) for o in group]).sum()
+
+        return latent.worst(model, prompts, loss)
 
     def _share(
         self,

@@ -100,6 +100,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
+    if args.hardening.latent:
+        resolve_layers(args.hardening.latent.layers, len(blocks(model)))
     for objective in method.objectives:
         needs = objective.needs
         if needs.layers:

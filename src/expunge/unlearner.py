@@ -127,6 +127,7 @@ class Unlearner(Trainer):
             self.accelerator.backward,
             self._mean_over_ranks,
             share=self.accelerator.num_processes == 1,
+            hardening=args.hardening,
         )
         self.interrupt = Interrupt()
         self._line = False
@@ -272,6 +273,8 @@ class Unlearner(Trainer):
             return torch.zeros((), device=self.args.device)
         with self.accelerator.autocast():
             share = self.descent.add(model, batches, num_items_in_batch)
+            if self.accelerator.sync_gradients:
+                self.descent.harden(model)
         if self.accelerator.sync_gradients and not self.descent.combine():
             self.monitor.diverged(self.state.global_step)
         return torch.tensor(share, device=self.args.device)
