@@ -19,9 +19,10 @@ from expunge.benchmarks.harness import Harness
 from expunge.callbacks import StopWhenLearned, Ticker
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import load_model
+from expunge.models import CausalModel, load_model, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
@@ -35,6 +36,7 @@ PASSES = 15
 Data = str | Path | Records | Iterable[Record | Mapping[str, Any]]
 
 
+@exclusive
 def unlearn(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -90,8 +92,7 @@ def unlearn(
             run.evaluate("control", *run.load(options.control, tokenizer, "control"))
         run.evaluate("before", loaded, tokenizer)
     if finished:
-        loaded, state = load_model(_written(folder) / "model"), _state(finished)
-        loaded.to(args.device)  # type: ignore[arg-type]
+        loaded, state = _written(run, finished), _state(finished)
     else:
         state = _train(run, unlearner, f"Forgetting ({recipe.name})")
         loaded = unlearner.delivered()  # type: ignore[assignment]
@@ -99,14 +100,15 @@ def unlearn(
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
         run.describe("after", f"{recipe.name} at step {step}", loaded)
-        run.save(loaded, tokenizer)
+        if not finished:
+            run.save(loaded, tokenizer)
         if options.evaluate:
             run.record(settled, recipe.name, state)  # what is known so far survives an interruption
             run.evaluate("after", loaded, tokenizer)
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(settled, recipe.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, settled, recipe.name, state), folder)
 
 
+@exclusive
 def finetune(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -150,10 +152,10 @@ def finetune(
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(configuration(args, method), method.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, configuration(args, method), method.name, state), folder)
 
 
+@exclusive
 def evaluate(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -309,6 +311,14 @@ def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
     return unlearner.monitor.state
 
 
+def _last(run: Run, settled: Mapping[str, Any], method: str, state: RunState) -> RunRecord:
+    """The record of the run as it ended; only once it is written may the checkpoints go."""
+    record = run.record(settled, method, state)
+    if "after" in run.models:
+        run.tidy()
+    return record
+
+
 def _usable(run: Run, state: RunState) -> bool:
     """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
     if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
@@ -324,9 +334,22 @@ def _state(record: RunRecord) -> RunState:
     )
 
 
-def _written(folder: Path | None) -> Path:
-    assert folder is not None
-    return folder
+def _written(run: Run, record: RunRecord) -> CausalModel:
+    """The model that an ended training left in the output folder.
+
+    Raises:
+        UsageError: It is not the one that the record tells of.
+    """
+    assert run.folder is not None
+    place = run.folder / "model"
+    model = load_model(place, trust_remote_code=run.options.trust_remote_code)
+    model.to(run.args.device)  # type: ignore[arg-type]
+    if weights_hash(model) != record.models["after"].sha256:
+        raise UsageError(
+            f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
+            "Give --overwrite to run again."
+        )
+    return model
 
 
 def _read(data: Data, name: str, options: RunOptions) -> Records:

@@ -32,6 +32,7 @@ from expunge.comparison_record import (
     write_comparison,
 )
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.models import configured_context, load_tokenizer
 from expunge.record import RunRecord, read_record
@@ -48,6 +49,7 @@ _PROCESS = "Peak memory is that of the whole comparison's process up to this tri
 _LOG = logging.getLogger("expunge")
 
 
+@exclusive
 def compare(
     model: ModelSource,
     *,

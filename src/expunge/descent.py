@@ -138,9 +138,7 @@ class Descent:
         finite = bool(losses.isfinite().all() and gramian.isfinite().all())
         self.weights = self._weigh(gramian, losses) if finite else torch.full((count,), math.nan)
         if not (self.weights.isfinite().all() and (self.separate or self._finite())):
-            for parameter in self.parameters:
-                parameter.grad = None
-            self._buffers.release()
+            self.discard()
             return False
         if self.separate:
             self.gramian = gramian
@@ -149,6 +147,12 @@ class Descent:
         if isinstance(self.weighting, Stateful) and not self.repair:
             self.weighting.observe(losses)
         return True
+
+    def discard(self) -> None:
+        """Drop the gradients of this step: nothing is to move."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._buffers.release()
 
     def remember(self) -> None:
         """Keep a copy of the parameters, just before the optimizer moves them."""

@@ -53,6 +53,7 @@ class StepEvents(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.unlearner.monitor.finish(state.global_step, self.unlearner.rate, args.max_steps)
+        self.unlearner.return_to_checkpoint()
 
 
 def forget_updates(optimizer: Any) -> None:

@@ -6,7 +6,7 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.observation import Batch
@@ -180,9 +181,36 @@ class Monitor:
             return None
         return self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
-    def diverged(self, step: int) -> None:
-        """A loss, gradient or weight was not finite: the run ends; the last good state returns, if any."""
-        self.end(step, "diverged", f"A loss, gradient or weight was not finite at step {step}.")
+    def diverged(self, step: int, sentence: str = "A loss, gradient or weight was not finite") -> None:
+        """The run ends here, and the last good state returns, if there is any."""
+        self.end(step, "diverged", f"{sentence} at step {step}.")
+
+    def exploded(self, losses: Mapping[str, float]) -> str:
+        """What is to be said of a step's losses that left all bounds; nothing where they did not."""
+        first = self.state.steps[0].losses if self.state.steps else losses
+        return exploded(self.method, self.model, losses, first)
+
+    @property
+    def astray(self) -> bool:
+        """Whether the run diverged and no earlier state has been put back."""
+        stop = self.state.stop
+        return stop is not None and stop.reason == "diverged" and stop.restored_step is None
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of this run."""
+        return _read_state(checkpoint).fingerprint == self.state.fingerprint
+
+    def returned(self, step: int | None, which: str) -> Stop:
+        """Note that an earlier state has been put back.
+
+        Args:
+            step: Its optimizer steps.
+            which: What it is.
+        """
+        assert self.state.stop is not None
+        sentence = f"{self.state.stop.sentence} The state of step {step}, {which}, was restored."
+        self.state.stop = self.state.stop.model_copy(update={"restored_step": step, "sentence": sentence})
+        return self.state.stop
 
     def interrupted(self, step: int, *, resumable: bool) -> None:
         """The user asked to stop."""
@@ -197,6 +225,8 @@ class Monitor:
             rate: η.
             limit: The step limit.
         """
+        if self.state.stop is None and not self._finite():
+            self.diverged(step)
         if self.phases and self.state.stop is None:
             self._merge(step, rate, self.phases)
         elif self.method.budget and self.state.stop is None and not self._read_at(step):
@@ -214,11 +244,11 @@ class Monitor:
             self.phases.rewind()  # the checkpoint has the rest; what stands here may know forget by heart
         if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
-        good = self._restore()
-        which = "the start" if self.phases else "the last within budget"
-        sentence = f"{stop.sentence} The state of step {good}, {which}, was restored."
-        self.state.stop = stop.model_copy(update={"restored_step": good, "sentence": sentence})
-        return self.state.stop
+        return self.returned(self._restore(), "the start" if self.phases else "the last within budget")
+
+    def _finite(self) -> bool:
+        """Whether all weights are finite, on every rank."""
+        return bool(self.gather(torch.tensor([float(finite(self.parameters))])).all())
 
     def _merge(self, step: int, rate: float, phases: Phases) -> None:
         """Put the merged model in place, at the first coefficient within budget, and look at it."""
@@ -257,7 +287,7 @@ class Monitor:
         Raises:
             ValueError: The checkpoint is of another run.
         """
-        state = RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = _read_state(folder)
         if state.fingerprint != self.state.fingerprint:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
@@ -343,6 +373,10 @@ class Monitor:
         """Name the end of the run; the first reason stands."""
         self.state.stop = self.state.stop or Stop(reason=reason, sentence=sentence, step=step)
         return self.state.stop
+
+
+def _read_state(folder: Path) -> RunState:
+    return RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def _forgotten(check: Check) -> str:

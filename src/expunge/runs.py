@@ -37,8 +37,18 @@ from expunge.models import (
 )
 from expunge.monitor import RunState
 from expunge.progress import Advance, Reporter, Silent
-from expunge.record import DataEntry, Evaluation, ModelEntry, RunRecord, Stage, read_record, write_record
+from expunge.record import (
+    DataEntry,
+    Evaluation,
+    ModelEntry,
+    RunRecord,
+    Sample,
+    Stage,
+    read_record,
+    write_record,
+)
 from expunge.records import Records
+from expunge.redaction import REDACTED, redacted
 from expunge.report import write_report
 from expunge.tables import Tables, examine, work
 
@@ -123,10 +133,12 @@ class Run:
                 self.subject.parts(tokenizer, model_context(model))
                 source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:
-                tokenizer = tokenizer or load_tokenizer(model)
-                self.subject.parts(tokenizer, configured_context(model))
+                trust = self.options.trust_remote_code
+                tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
+                self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
                 quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
-                source, loaded = str(model), load_model(model, quantization=quantization)
+                source = str(model)
+                loaded = load_model(model, trust_remote_code=trust, quantization=quantization)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -160,7 +172,7 @@ class Run:
             output.clear(self.folder)
         if self.folder:
             for found in self._fresh:
-                found.write(self.folder / output.CHECKPOINTS / "derived")
+                found.write(output.private(self.folder / output.CHECKPOINTS / "derived"))
         self._fresh = []
 
     def unfinished(self) -> RunRecord | None:
@@ -175,7 +187,11 @@ class Run:
         if record.stop is None or record.stop.reason == "interrupted":
             return None
         if "before" in record.evaluations and "after" not in record.evaluations:
-            return record
+            whole = (self.folder / "model").is_dir()
+            return record if whole else None  # killed while the model was replaced: the checkpoint has it
+        if not (self.folder / "report.html").is_file():  # killed between the two
+            write_report(record, self.folder)
+        self.tidy()
         raise UsageError(
             f"--resume must name an interrupted run; the one in {self.folder} has ended "
             f"({record.stop.reason}). Give --overwrite to run it again."
@@ -245,9 +261,9 @@ class Run:
                 save_model(model, tokenizer, self.folder / "model")
 
     def tidy(self) -> None:
-        """Remove checkpoints: the run has ended well."""
+        """Remove checkpoints and leftovers: the run has ended well, and its record is written."""
         if self.folder:
-            output.drop_checkpoints(self.folder)
+            output.tidy(self.folder)
 
     def record(
         self, configuration: Mapping[str, Any], method: str | None = None, state: RunState | None = None
@@ -274,15 +290,22 @@ class Run:
             checks=state.checks if state else [],
             stop=state.stop if state else None,
             evaluations={stage: self._evaluation(stage) for stage in self.measured},
-            samples=samples(self.measured),
+            samples=self._samples(),
             timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
             peak_memory_bytes=peak_memory(),
-            notes=[*self.options.notes, *self.notes, *_duplicate_notes(self.sets)],
+            notes=[*self.options.notes, *self.notes, *self._redaction(), *_duplicate_notes(self.sets)],
         )
         if self.folder and ranks.first():
             write_record(record, self.folder)
             write_report(record, self.folder)
         return record
+
+    def _redaction(self) -> list[str]:
+        return [REDACTED] if self.options.redact else []
+
+    def _samples(self) -> list[Sample]:
+        shown = samples(self.measured)
+        return redacted(shown) if self.options.redact else shown
 
     def _evaluation(self, stage: Stage) -> Evaluation:
         tables = self.tables[stage]
@@ -320,6 +343,8 @@ class RunOptions:
         benchmark: What measures the models; None: the sets themselves.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
+        redact: Record and page hold no text of any record, nor what a model wrote.
+        trust_remote_code: Let a model run code of its own.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
         kind: The verb in the record.
         cache: Folder that keeps what models said, so that the same question is not asked twice.
@@ -338,6 +363,8 @@ class RunOptions:
     benchmark: Benchmark | Harness | None = None
     prompt_field: str | None = None
     response_field: str | None = None
+    redact: bool = False
+    trust_remote_code: bool = False
     target_loss: float = 0.02
     kind: Kind = "run"
     cache: Path | None = None

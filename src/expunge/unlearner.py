@@ -16,14 +16,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from expunge import checkpoints
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
 from expunge.collate import Encoded, Encoding, collate
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
+from expunge.disk import writing
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
@@ -131,6 +132,7 @@ class Unlearner(Trainer):
         )
         self.interrupt = Interrupt()
         self._line = False
+        self._staging = ""
         self.add_callback(StepEvents(self))
 
     # -- results ---------------------------------------------------------------------------------
@@ -210,10 +212,11 @@ class Unlearner(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
         with self.interrupt:
             self._consult_reference(resume_from_checkpoint)
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
         """Before the weights move: what objectives must know of the model as it is now, once a run."""
@@ -275,9 +278,18 @@ class Unlearner(Trainer):
             share = self.descent.add(model, batches, num_items_in_batch)
             if self.accelerator.sync_gradients:
                 self.descent.harden(model)
-        if self.accelerator.sync_gradients and not self.descent.combine():
-            self.monitor.diverged(self.state.global_step)
+        if self.accelerator.sync_gradients:
+            self._combine()
         return torch.tensor(share, device=self.args.device)
+
+    def _combine(self) -> None:
+        """Make the step's gradient, or none where the run has diverged."""
+        step = self.state.global_step
+        if not self.descent.combine():
+            self.monitor.diverged(step)
+        elif sentence := self.monitor.exploded(self.descent.losses):
+            self.descent.discard()
+            self.monitor.diverged(step, sentence)
 
     def begin_step(self) -> None:
         """Event of the step loop: before the first micro-batch."""
@@ -365,12 +377,40 @@ class Unlearner(Trainer):
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:  # first: the Trainer's own part ends by removing older checkpoints
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            self.monitor.save(folder)
-            if self.facts is not None:
-                self.facts.save(folder)
-        super()._save_checkpoint(model, trial)
+        """As the Trainer's, but whole or absent: it is written beside the others and named at the end."""
+        folder, first = Path(self._get_output_dir(trial)), self.args.should_save
+        name = f"checkpoint-{self.state.global_step}"
+        with writing("A checkpoint", folder):
+            try:
+                if first:
+                    checkpoints.begin(folder)
+                self.accelerator.wait_for_everyone()
+                self._staging = checkpoints.STAGING
+                if first:
+                    self.monitor.save(folder / self._staging / name)
+                    if self.facts is not None:
+                        self.facts.save(folder / self._staging / name)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if first:
+                    checkpoints.publish(folder, name, self.args.save_total_limit)
+            except BaseException:
+                checkpoints.abandon(folder)
+                raise
+            finally:
+                self._staging = ""
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As the Trainer's; while a checkpoint is written, the place where that happens."""
+        return str(Path(super()._get_output_dir(trial)) / self._staging)
+
+    def return_to_checkpoint(self) -> None:
+        """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
+        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
+        if checkpoint and self.monitor.astray and self.monitor.owns(checkpoint):
+            self._load_from_checkpoint(str(checkpoint))
+            self.monitor.returned(checkpoints.step_of(checkpoint), "the last checkpoint")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

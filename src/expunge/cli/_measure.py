@@ -14,10 +14,12 @@ from expunge.cli._app import (
     Overwrite,
     PromptField,
     Quiet,
+    Redact,
     ResponseField,
     Seed,
     Settings,
     Template,
+    TrustRemoteCode,
     app,
 )
 from expunge.errors import UsageError
@@ -69,6 +71,8 @@ def evaluate(
     response_field: ResponseField = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    redact: Redact = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -99,6 +103,8 @@ def evaluate(
         **inputs.settings(None, None, seed=seed, template=template if benchmark == "records" else None),
         output=output,
         overwrite=overwrite,
+        redact=redact,
+        trust_remote_code=trust_remote_code,
         cache=cache,
         prompt_field=prompt_field,
         response_field=response_field,
