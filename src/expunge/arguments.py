@@ -38,6 +38,10 @@ class UnlearningArguments(TrainingArguments):
         check_rows: Forget (and holdout) rows per look, fixed for the run.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
+        refresh_every: A method whose weights depend on gradients computes them every so many optimizer steps
+            only, and takes one fused backward pass with the last weights in between; 1 is the plain method.
+        gradient_buffers: How gradients of one objective wait for those of the next: `fp32`, `bf16` (half the
+            memory, rounded), or `cpu` (on the host, exact).
         lora_rank: Rank of a LoRA adapter to train in place of the weights; 0 trains the weights.
         lora_alpha: Its scale times the rank; None is twice the rank.
         lora_targets: Modules to adapt, comma-separated, or `all-linear`.
@@ -76,6 +80,8 @@ class UnlearningArguments(TrainingArguments):
     check_every: int = 5
     check_rows: int = 64
     diagnose_every: int = 10
+    refresh_every: int = 1
+    gradient_buffers: Literal["fp32", "bf16", "cpu"] = "fp32"
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_targets: str = "all-linear"
@@ -110,6 +116,12 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError(
                 "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
                 f"got {self.check_rows}, {self.check_every}, {self.diagnose_every}."
+            )
+        if self.refresh_every < 1:
+            raise ValueError(f"`refresh_every` must be at least 1; got {self.refresh_every}.")
+        if self.gradient_buffers not in ("fp32", "bf16", "cpu"):
+            raise ValueError(
+                f"`gradient_buffers` must be fp32, bf16 or cpu; got {self.gradient_buffers!r}. Choose one."
             )
         if self.lora_rank < 0 or self.train_last < 0 or self.self_retain < 0:
             raise ValueError(

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import GenerationMixin, PreTrainedModel
 
+from expunge.shards import reshard
+
 Precision = Literal["fp32", "bf16"]
 
 Progress = Callable[[int], None]
@@ -47,6 +49,7 @@ def evaluating(model: nn.Module, precision: Precision) -> Iterator[torch.device]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield device
     finally:
+        reshard(model)
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module in training:

@@ -22,7 +22,9 @@ from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
+from expunge import ranks
 from expunge.record import Check, Probe, Step, Stop, write_atomically
+from expunge.shards import shares
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
 from expunge.weightings import Stateful, Weighting
 
@@ -42,6 +44,7 @@ class RunState(BaseModel):
     checks: list[Check] = []
     stop: Stop | None = None
     weighting: dict[str, float] = {}
+    carried: dict[str, list[float]] = {}
 
 
 class Monitor:
@@ -269,12 +272,17 @@ class Monitor:
             self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
-        """Write state and last good parameters beside a checkpoint, each file whole or not at all."""
+        """Write state and last good parameters beside a checkpoint, each file whole or not at all.
+
+        Of a sharded model every rank must call: each writes its share, the first one the rest.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.good is not None:
-            temporary = folder / f".{GOOD_FILE}"
+            temporary = folder / f".{self._good_file}"
             save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
-            temporary.replace(folder / GOOD_FILE)
+            temporary.replace(folder / self._good_file)
+        if not ranks.first():
+            return
         memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
         state = self.state.model_copy(update={"stop": None, "weighting": memory})
         if self.phases:
@@ -298,9 +306,13 @@ class Monitor:
             self.phases.load(folder)
         if isinstance(self.method.weighting, Stateful) and state.steps:
             self.method.weighting.restore(state.weighting)
-        if (folder / GOOD_FILE).exists():
-            stored = load_file(folder / GOOD_FILE)
-            self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]
+        if (folder / self._good_file).exists():
+            stored = load_file(folder / self._good_file)
+            self.good = [stored[str(i)].to(own.device) for i, own in enumerate(shares(self.parameters))]
+
+    @property
+    def _good_file(self) -> str:
+        return ranks.own_file(GOOD_FILE) if ranks.sharded(self.model) else GOOD_FILE
 
     def _measure(self) -> Tensor:
         return torch.tensor(self.agree(row_losses(self.model, self.probe).tolist()), dtype=torch.float64)
@@ -341,9 +353,9 @@ class Monitor:
         self.state.good_step = step
         with torch.no_grad():
             if self.good is None:
-                self.good = [parameter.detach().clone() for parameter in self.parameters]
+                self.good = [own.clone() for own in shares(self.parameters)]
             else:
-                torch._foreach_copy_(self.good, list(self.parameters))
+                torch._foreach_copy_(self.good, shares(self.parameters))
 
     def _restore(self) -> int | None:
         """Put the last state within budget back: the start of the run, where nothing was read in between."""
@@ -352,7 +364,7 @@ class Monitor:
             return 0
         assert self.good is not None
         with torch.no_grad():
-            torch._foreach_copy_(list(self.parameters), self.good)
+            torch._foreach_copy_(shares(self.parameters), self.good)
         return self.state.good_step
 
     def _over_budget(self) -> str:

@@ -60,6 +60,13 @@ def first() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def own_file(name: str) -> str:
+    """A file name of this process's own: `a.b` becomes `a.3.b` on the fourth."""
+    stem, dot, end = name.rpartition(".")
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return f"{stem}.{rank}{dot}{end}"
+
+
 def sharded(model: nn.Module) -> bool:
     """Whether one forward pass of the model takes all processes."""
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
-from expunge import checkpoints
+from expunge import checkpoints, ranks
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
@@ -38,6 +40,7 @@ from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
+from expunge.sharding import shard_on_cpu
 
 PROBE_BATCH = 8
 
@@ -129,6 +132,7 @@ class Unlearner(Trainer):
             self._mean_over_ranks,
             share=self.accelerator.num_processes == 1,
             hardening=args.hardening,
+            keep=args.gradient_buffers,
         )
         self.interrupt = Interrupt()
         self._line = False
@@ -152,6 +156,11 @@ class Unlearner(Trainer):
         """η of the next step (of the first parameter group)."""
         assert self.optimizer is not None
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; FSDP is not dropped where there are CPUs only."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator, self.args)
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -224,8 +233,8 @@ class Unlearner(Trainer):
             self.facts = TokenFacts.load(Path(checkpoint), self.encoded)
         if self.facts is None:
             means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
-            ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
-            self.facts = compute_facts(self.method, self.encoded, means, ranks)
+            own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
+            self.facts = compute_facts(self.method, self.encoded, means, own)
         if live_sources(self.method) and self.descent.reference is None:
             self.descent.reference = LiveReference(self.trained, self.args.precision)
         if self.monitor.phases and not self.monitor.phases.start:
@@ -248,6 +257,11 @@ class Unlearner(Trainer):
         self.trained.eval()
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
+
+    def begin_training(self) -> None:
+        """Event of the step loop: the model is wrapped and, under FSDP, its parameters are others now."""
+        self.descent.parameters = self.monitor.parameters
+        self.monitor.begin()
 
     # -- the gradient of one optimizer step ------------------------------------------------------
 
@@ -274,6 +288,8 @@ class Unlearner(Trainer):
         batches: dict[str, Any] = self._prepare_inputs(dict(inputs))
         if self.stop is not None:  # decided before this step: nothing may move
             return torch.zeros((), device=self.args.device)
+        if self.descent.separate:
+            self._reduce_now(model)
         with self.accelerator.autocast():
             share = self.descent.add(model, batches, num_items_in_batch)
             if self.accelerator.sync_gradients:
@@ -291,12 +307,23 @@ class Unlearner(Trainer):
             self.descent.discard()
             self.monitor.diverged(step, sentence)
 
+    def _reduce_now(self, model: nn.Module) -> None:
+        """Where gradients do not wait in `.grad`, every micro-batch's are reduced over ranks, not the last's.
+
+        FSDP2 would otherwise let whole gradients pile up, those of all objectives in one.
+        """
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
+        elif isinstance(model, DistributedDataParallel) and self.args.gradient_buffers != "fp32":
+            model.require_backward_grad_sync = True  # the Trainer's `no_sync` puts its own value back
+
     def begin_step(self) -> None:
         """Event of the step loop: before the first micro-batch."""
-        every = self.args.diagnose_every
-        diagnose = every > 0 and self.state.global_step % every == 0
+        every, step = self.args.diagnose_every, self.state.global_step
+        diagnose = every > 0 and step % every == 0 and not self.monitor.weighting.needs_gramian
+        carry = step % self.args.refresh_every > 0
         self.descent.weighting = self.monitor.weighting
-        self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose)
+        self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)
 
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""
@@ -329,6 +356,7 @@ class Unlearner(Trainer):
         if phases is None or self.stop or not phases.ended(self.state.global_step, self.args.max_steps):
             return
         phases.advance()
+        self.descent.carried.clear()
         forget_updates(self.optimizer)
         self.lr_scheduler = None
         self.create_scheduler(self.args.max_steps)
@@ -386,10 +414,11 @@ class Unlearner(Trainer):
                     checkpoints.begin(folder)
                 self.accelerator.wait_for_everyone()
                 self._staging = checkpoints.STAGING
-                if first:
+                if first or ranks.sharded(self.trained):
+                    self.monitor.state.carried = self.descent.carried
                     self.monitor.save(folder / self._staging / name)
-                    if self.facts is not None:
-                        self.facts.save(folder / self._staging / name)
+                if first and self.facts is not None:
+                    self.facts.save(folder / self._staging / name)
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if first:
@@ -416,6 +445,7 @@ class Unlearner(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.monitor.load(Path(checkpoint))
+            self.descent.carried = dict(self.monitor.state.carried)
 
 
 def _records(name: str, data: RecordSource) -> Records:
