@@ -82,6 +82,19 @@ def show(record: Any, folder: Path | None, *, quiet: bool, as_json: bool) -> Non
             console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
 
 
+def audited(record: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
+    """An audit as a table or as JSON, and where its page is."""
+    from expunge.report.audit import table
+
+    if as_json:
+        print(record.model_dump_json())
+    elif not quiet:
+        console = Console(highlight=False)
+        for part in table(record):
+            console.print(part)
+        console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
+
+
 def compared(found: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
     """A comparison as a table or as JSON; exit status 130 if interrupted, 2 if no trial came to an end."""
     from expunge.report.comparison import table

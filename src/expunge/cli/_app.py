@@ -14,6 +14,7 @@ Examples:
     expunge run --forget forget.jsonl --retain retain.jsonl --holdout unseen.jsonl --output out
     expunge run --model ./my-model --forget f.csv --retain r.csv --output out --set learning_rate=1e-5
     expunge evaluate records --model out/model --forget f.csv --holdout h.csv --output check
+    expunge audit out
     expunge compare records --methods ngdiff,npo --seeds 0,1 --forget f.csv --retain r.csv --output study
 """
 
