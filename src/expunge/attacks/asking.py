@@ -1,4 +1,4 @@
-"""Many ways to ask for each record, in batches until time runs out; the best answer counts.
+"""Many ways to ask for each record, each of a named kind; the best answer counts, and so does their spread.
 
 What the input attacks share. Knows prompts and answers; knows nothing of how the ways to ask are found.
 """
@@ -8,23 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from expunge import intervals
+from expunge.attacks.answers import ask_rows, best, curve_of, judge, stopped, tokens_in
 from expunge.attacks.attack import Cost, Findings, Probes, Recovery, Setting, Target
-from expunge.attacks.verdicts import closeness, leaked
 from expunge.collate import Encoded, Encoding, encode_prompt
-from expunge.generation import MARGIN, generate
+from expunge.generation import MARGIN
 from expunge.inference import model_context
 from expunge.record import Metric
 from expunge.records import Record
-
-ROWS = 64
-"""Questions between two looks at the clock."""
-
-CHARACTERS = 4
-"""Of a token, on average, where no tokenizer is at hand (an estimate for English)."""
 
 Turns = tuple[str, ...]
 """Texts of user and model in turn, the user first and last."""
@@ -53,14 +46,7 @@ class Reply:
     """What a model said to a question, and how close that is to the response."""
 
     question: Question
-    output: str
-    score: float
-    recovered: bool
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Sorts the best last."""
-        return self.recovered, self.score
+    recovery: Recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,44 +64,35 @@ class Replies:
     complete: bool = True
 
 
-def ask(
-    target: Target, probes: Probes, setting: Setting, questions: Sequence[Sequence[Question]]
-) -> Replies:
+def ask(target: Target, probes: Probes, setting: Setting, questions: Sequence[Sequence[Question]]) -> Replies:
     """Put the questions, the first of every record before the second of any; greedy answers.
 
     Args:
         target: Who is asked.
         probes: Their forget records give the responses.
-        setting: Its clock is looked at after every batch.
+        setting: Precision and clock.
         questions: One list per forget record; a question that leaves no room for an answer is not put.
     """
+    known = Encoding(probes.encoding.template).rows(probes.forget, target.tokenizer) if probes.forget else []
+    order = [(n, i) for i, own in enumerate(questions) for n in range(len(own))]
+    context = model_context(target.model)
+    put: list[tuple[Question, int]] = []
+    rows: list[Encoded] = []
+    for n, i in sorted(order):
+        ids = prompt_ids(questions[i][n].turns, target.tokenizer, probes.encoding)
+        if ids and (context is None or len(ids) + len(known[i].labels) <= context):
+            put.append((questions[i][n], i))
+            rows.append(Encoded((*ids, *known[i].labels), len(ids)))
+    texts = ask_rows(target, rows, [len(row.labels) + MARGIN for row in rows], setting)
     replies: list[list[Reply]] = [[] for _ in probes.forget]
-    rounds = max(map(len, questions), default=0)
-    order = [(i, n) for n in range(rounds) for i, own in enumerate(questions) if n < len(own)]
-    rows = {key: _row(questions[key[0]][key[1]], probes, key[0], target) for key in order}
-    put = [key for key in order if (row := rows[key]) is not None and _fits(row, target)]
-    done = 0
-    for start in range(0, len(put), ROWS):
-        if setting.clock.over:
-            break
-        chunk = put[start : start + ROWS]
-        outputs = answers(target, [row for key in chunk if (row := rows[key]) is not None], setting)
-        for (i, n), output in zip(chunk, outputs, strict=True):
-            replies[i].append(reply(questions[i][n], output, probes.forget[i].response))
-        done += len(chunk)
-    return Replies(replies, _notes(len(order), len(put), done, setting), complete=done == len(put))
-
-
-def answers(target: Target, rows: Sequence[Encoded], setting: Setting) -> list[str]:
-    """Greedy answers as text; each may be a little longer than its row's own response."""
-    found = generate(target.model, rows, tokenizer=target.tokenizer, precision=setting.precision)
-    return [generation.text for generation in found]
-
-
-def reply(question: Question, output: str, response: str) -> Reply:
-    """Judge one answer."""
-    recovered = leaked(output, response)
-    return Reply(question, output, 1.0 if recovered else closeness(output, response), recovered)
+    for (question, i), text in zip(put, texts, strict=True):
+        if text is not None:
+            replies[i].append(Reply(question, judge(probes.forget[i], question.text, text)))
+    done = sum(map(len, replies))
+    notes = [stopped(setting, done, len(put), "prompts")] if done < len(put) else []
+    if len(put) < len(order):
+        notes.append(f"{len(order) - len(put)} of {len(order)} prompts do not fit the context: not tried.")
+    return Replies(replies, notes, complete=done == len(put))
 
 
 def prompt_ids(turns: Turns, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> tuple[int, ...]:
@@ -135,43 +112,23 @@ def prompt_ids(turns: Turns, tokenizer: PreTrainedTokenizerBase, encoding: Encod
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def follow(ids: Sequence[int], record: Record, target: Target, encoding: Encoding) -> Encoded:
-    """A row of any beginning and the record's own response as the template would end it."""
-    known = Encoding(encoding.template).rows([record], target.tokenizer)[0]
-    return Encoded((*ids, *known.labels), len(ids))
-
-
-def best(replies: Replies, budget: int, axis: str, values: Mapping[str, Metric] | None = None) -> Findings:
+def findings(replies: Replies, axis: str, values: Mapping[str, Metric] | None = None) -> Findings:
     """The best reply per record, and how many questions it took.
 
     Args:
         replies: What was said.
-        budget: Questions per record at most: the last point of the curve.
-        axis: What the curve counts.
+        axis: What the curve counts: questions.
         values: Further numbers.
     """
-    first = [_first(own) for own in replies.of]
+    tried = [[one.recovery for one in own] for own in replies.of]
     return Findings(
-        recoveries=[recovery(own) for own in replies.of],
-        curve={float(n): [at <= n for at in first] for n in steps(budget)},
+        recoveries=[best(own) for own in tried],
+        curve=curve_of(tried) if max(map(len, tried), default=0) > 1 else {},
         axis=axis,
         values=values or {},
         notes=replies.notes,
         complete=replies.complete,
     )
-
-
-def recovery(replies: Sequence[Reply]) -> Recovery:
-    """The best of some replies; the first of those that are equally good."""
-    if not replies:
-        return Recovery(0.0, False, tries=0)
-    top = max(replies, key=lambda one: one.rank)
-    return Recovery(top.score, top.recovered, top.question.text, top.output, len(replies))
-
-
-def steps(budget: int) -> list[int]:
-    """1, 2, 4, ... and the budget itself."""
-    return sorted({*(2**k for k in range(budget.bit_length())), budget})
 
 
 def spread(replies: Replies, records: Sequence[Record], seed: int) -> dict[str, Metric]:
@@ -186,15 +143,21 @@ def spread(replies: Replies, records: Sequence[Record], seed: int) -> dict[str, 
     for i, own in enumerate(replies.of):
         for one in own:
             before = kinds.setdefault(one.question.kind, {}).get(i, 0.0)
-            kinds[one.question.kind][i] = max(before, float(one.recovered))
-    found = {f"recovered: {kind}": _share(of, records, seed) for kind, of in kinds.items()}
-    several = {i: own for i, own in enumerate(replies.of) if len(own) > 1}
+            kinds[one.question.kind][i] = max(before, float(one.recovery.recovered))
+    found = {f"recovered: {kind}": shared(of, records, seed) for kind, of in kinds.items()}
+    several = {i: [one.recovery for one in own] for i, own in enumerate(replies.of) if len(own) > 1}
     if several:
         scores = {i: [one.score for one in own] for i, own in several.items()}
-        found["spread"] = _share({i: max(s) - min(s) for i, s in scores.items()}, records, seed)
+        found["spread"] = shared({i: max(s) - min(s) for i, s in scores.items()}, records, seed)
         split = {i: float(len({one.recovered for one in own}) > 1) for i, own in several.items()}
-        found["disagreement"] = _share(split, records, seed)
+        found["disagreement"] = shared(split, records, seed)
     return found
+
+
+def shared(values: Mapping[int, float], records: Sequence[Record], seed: int) -> Metric:
+    """Mean over some records, by their place, of a quantity in [0, 1]."""
+    chosen = groups([records[i] for i in values])
+    return intervals.share([min(1.0, max(0.0, v)) for v in values.values()], seed=seed, groups=chosen)
 
 
 def groups(records: Sequence[Record]) -> list[str] | None:
@@ -203,42 +166,11 @@ def groups(records: Sequence[Record]) -> list[str] | None:
     return named if records and len(named) == len(records) else None
 
 
-def tokens(text: str) -> int:
-    """An estimate without a tokenizer."""
-    return max(1, round(len(text) / CHARACTERS))
-
-
-def asking_cost(probes: Probes, questions: int, overhead: int = 0) -> Cost:
-    """Of so many questions per record, each so many tokens longer than the record's prompt."""
-    prompt = sum(tokens(record.prompt) + overhead for record in probes.forget)
-    response = sum(tokens(record.response) + MARGIN for record in probes.forget)
-    return Cost(forward_tokens=questions * prompt, generated_tokens=questions * response)
-
-
-def _share(values: Mapping[int, float], records: Sequence[Record], seed: int) -> Metric:
-    chosen = [records[i] for i in values]
-    return intervals.share(np.clip(list(values.values()), 0, 1).tolist(), seed=seed, groups=groups(chosen))
-
-
-def _row(question: Question, probes: Probes, index: int, target: Target) -> Encoded | None:
-    ids = prompt_ids(question.turns, target.tokenizer, probes.encoding)
-    return follow(ids, probes.forget[index], target, probes.encoding) if ids else None
-
-
-def _fits(row: Encoded, target: Target) -> bool:
-    context = model_context(target.model)
-    return context is None or len(row.input_ids) <= context
-
-
-def _first(replies: Sequence[Reply]) -> float:
-    found = (n for n, one in enumerate(replies, 1) if one.recovered)
-    return next(found, float("inf"))
-
-
-def _notes(wanted: int, fitting: int, done: int, setting: Setting) -> list[str]:
-    notes = []
-    if fitting < wanted:
-        notes.append(f"{wanted - fitting} of {wanted} prompts exceed the model's context and were not tried.")
-    if done < fitting:
-        notes.append(f"Stopped after {setting.clock.seconds:g} s: {done} of {fitting} prompts were tried.")
-    return notes
+def asking_cost(probes: Probes, questions: Sequence[Sequence[Question]]) -> Cost:
+    """What `ask` takes for these questions, at most."""
+    read = sum(tokens_in(question.text) for own in questions for question in own)
+    written = sum(
+        len(own) * (tokens_in(record.response) + MARGIN)
+        for record, own in zip(probes.forget, questions, strict=True)
+    )
+    return Cost(forward_tokens=read, generated_tokens=written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def at_least(name: str, value: float, least: int = 1) -> None:
+def at_least(name: str, value: int, least: int = 1) -> None:
     """Refuse a count below `least`.
 
     Raises:
@@ -15,7 +15,7 @@ def at_least(name: str, value: float, least: int = 1) -> None:
         raise ValueError(f"`{name}` must be at least {least}; got {value}. Raise it, or leave it out.")
 
 
-def within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Refuse a number outside (low, high].
 
     Raises:

@@ -9,10 +9,10 @@ import random
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
 
-from expunge.attacks.asking import Question, ask, asking_cost, best
+from expunge.attacks.asking import Question, ask, asking_cost, findings
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.attacks.shifts import subject
@@ -36,9 +36,9 @@ class Composed:
 
     facts: int = 2
     rounds: int = 2
-    name: str = "composed"
-    family: Family = "input"
-    line: str = (
+    name: ClassVar[str] = "composed"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
         "The person is found through other facts, not by name (multi-hop: Choi et al. 2024, "
         "arXiv 2410.13274; Press et al., arXiv 2210.03350)."
     )
@@ -57,7 +57,7 @@ class Composed:
         )
 
     def cost(self, probes: Probes) -> Cost:
-        return asking_cost(probes, 3 * self.rounds + self.rounds, overhead=24 * (self.facts + 1))
+        return asking_cost(probes, [self._questions(i, probes, 0) for i in range(len(probes.forget))])
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         questions = [self._questions(i, probes, setting.seed) for i in range(len(probes.forget))]
@@ -65,14 +65,13 @@ class Composed:
         named = ask(target, probes, setting, hops)
         direct = [[q for q in own if q.kind != "who"] for own in questions]
         for own, replies, record in zip(direct, named.of, probes.forget, strict=True):
-            own += [_second_hop(one.question, one.output, record) for one in replies]
+            own += [_second_hop(one.question, one.recovery.output, record) for one in replies]
         found = ask(target, probes, setting, direct)
         missed = sum(not own for own in questions)
-        note = [f"{missed} records share their subject with too few others and were not tried."]
-        return best(
-            type(found)(found.of, [*found.notes, *(note if missed else [])], found.complete and named.complete),
-            3 * self.rounds,
-            "prompts per record",
+        note = [f"{missed} records share their subject with too few others: not tried."] if missed else []
+        notes = [*found.notes, *note]
+        return findings(
+            replace(found, notes=notes, complete=found.complete and named.complete), "prompts per record"
         )
 
     def _questions(self, index: int, probes: Probes, seed: int) -> list[Question]:

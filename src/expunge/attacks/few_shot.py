@@ -6,8 +6,9 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from expunge.attacks.asking import Question, ask, asking_cost, best
+from expunge.attacks.asking import Question, ask, asking_cost, findings
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.records import Record
@@ -28,9 +29,9 @@ class FewShot:
 
     shots: int = 4
     rounds: int = 3
-    name: str = "few-shot"
-    family: Family = "input"
-    line: str = (
+    name: ClassVar[str] = "few-shot"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
         "Behind answered prompts of retained neighbours (in-context relearning: Lynch et al. 2024, "
         "arXiv 2402.16835)."
     )
@@ -44,16 +45,17 @@ class FewShot:
         return None if probes.retain else "It needs retained records to show. Give retain records."
 
     def cost(self, probes: Probes) -> Cost:
-        shown = probes.retain[:50]
-        length = sum(len(r.prompt) + len(r.response) for r in shown) // (4 * max(1, len(shown)))
-        return asking_cost(probes, self.rounds, overhead=self.shots * length)
+        return asking_cost(probes, self._questions(probes, 0))
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
-        forms = [form(record.prompt) for record in probes.retain]
-        questions = [self._questions(record, probes.retain, forms, setting.seed) for record in probes.forget]
-        return best(ask(target, probes, setting, questions), self.rounds, "selections of neighbours")
+        questions = self._questions(probes, setting.seed)
+        return findings(ask(target, probes, setting, questions), "selections of neighbours")
 
-    def _questions(
+    def _questions(self, probes: Probes, seed: int) -> list[list[Question]]:
+        forms = [form(record.prompt) for record in probes.retain]
+        return [self._behind(record, probes.retain, forms, seed) for record in probes.forget]
+
+    def _behind(
         self, record: Record, retain: Sequence[Record], forms: Sequence[frozenset[str]], seed: int
     ) -> list[Question]:
         near = nearest(record.prompt, forms)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from expunge.attacks.asking import Question, ask, asking_cost, best, spread
+from expunge.attacks.asking import Question, ask, asking_cost, findings, spread
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 
@@ -43,9 +44,9 @@ class Jailbreak:
     """
 
     variants: int = 24
-    name: str = "jailbreak"
-    family: Family = "input"
-    line: str = (
+    name: ClassVar[str] = "jailbreak"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
         "Texts around the prompt that call for recall (jailbreaks against unlearning: Łucki et al. 2024, "
         "arXiv 2409.18025)."
     )
@@ -58,13 +59,14 @@ class Jailbreak:
         return None
 
     def cost(self, probes: Probes) -> Cost:
-        return asking_cost(probes, min(self.variants, len(wrappings("")) or 1), overhead=16)
+        return asking_cost(probes, self._questions(probes))
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
-        questions = [wrappings(record.prompt)[: self.variants] for record in probes.forget]
-        replies = ask(target, probes, setting, questions)
-        values = spread(replies, probes.forget, setting.seed)
-        return best(replies, max(1, *map(len, questions)), "prompts per record", values)
+        replies = ask(target, probes, setting, self._questions(probes))
+        return findings(replies, "prompts per record", spread(replies, probes.forget, setting.seed))
+
+    def _questions(self, probes: Probes) -> list[list[Question]]:
+        return [wrappings(record.prompt)[: self.variants] for record in probes.forget]
 
 
 def wrappings(prompt: str) -> list[Question]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from expunge.attacks.asking import Question, Replies, Reply, Turns, ask, asking_cost, best
+from expunge.attacks.asking import Question, Replies, Reply, Turns, ask, asking_cost, findings
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.attacks.shifts import subject
@@ -38,9 +39,9 @@ class MultiTurn:
 
     dialogues: int = len(APPROACHES)
     turns: int = 3
-    name: str = "multi-turn"
-    family: Family = "input"
-    line: str = (
+    name: ClassVar[str] = "multi-turn"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
         "Dialogues that approach, ask and press (Russinovich et al. 2024, arXiv 2404.01833: Crescendo)."
     )
 
@@ -53,15 +54,22 @@ class MultiTurn:
         return None
 
     def cost(self, probes: Probes) -> Cost:
-        asked = self.dialogues * (self.turns + 1)
-        return asking_cost(probes, asked, overhead=24 * (self.turns + 1))
+        prompts = self._prompts()
+        questions = [
+            [
+                Question("dialogue", (*turns, *(text.format(prompt=record.prompt) for text in prompts[:n])))
+                for turns in _openings(record.prompt)[: self.dialogues]
+                for n in range(len(prompts) + 1)
+            ]
+            for record in probes.forget
+        ]
+        return asking_cost(probes, questions)
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         talks = [_openings(record.prompt)[: self.dialogues] for record in probes.forget]
         said: list[list[Reply]] = [[] for _ in probes.forget]
         found = Replies(said)
-        prompts = ("{prompt}", *PRESSES)[: self.turns]
-        for text in ("", *prompts):
+        for text in ("", *self._prompts()):
             questions = [
                 [Question("dialogue", _next(turns, text, record.prompt)) for turns in own]
                 for own, record in zip(talks, probes.forget, strict=True)
@@ -72,8 +80,10 @@ class MultiTurn:
                 own += replies
             if not found.complete:
                 break
-        budget = self.dialogues * (len(prompts) + 1)
-        return best(replace(found, of=said), budget, "model turns")
+        return findings(replace(found, of=said), "model turns")
+
+    def _prompts(self) -> tuple[str, ...]:
+        return ("{prompt}", *PRESSES)[: self.turns]
 
 
 def _openings(prompt: str) -> list[Turns]:
@@ -87,6 +97,6 @@ def _next(turns: Turns, text: str, prompt: str) -> Turns:
 
 def _heard(questions: Sequence[Question], replies: Sequence[Reply]) -> list[Turns]:
     """Dialogues with the answers in them; one that was not answered (it grew too long) ends."""
-    outputs = {one.question.turns: one.output for one in replies}
+    outputs = {one.question.turns: one.recovery.output for one in replies}
     asked = [q.turns for q in questions if q.turns in outputs]
     return [(*turns, outputs[turns] or "...") for turns in asked]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from expunge import intervals
-from expunge.attacks.asking import ROWS, groups, tokens
+from expunge.attacks.answers import UNREACHED, judge, stopped, tokens_in
+from expunge.attacks.asking import groups
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.budget import at_least, within
-from expunge.attacks.verdicts import closeness
 from expunge.collate import Encoded
 from expunge.generation import generate
 from expunge.record import Metric
-from expunge.scoring import TokenScores, score
+from expunge.records import Record
+from expunge.scoring import score
+
+ROWS = 64
+"""Records between two looks at the clock."""
+
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -22,20 +29,22 @@ class Prefix:
 
     One scored pass answers for all k at once: greedy decoding completes what follows k tokens if every later
     token is the likeliest one behind the true ones before it. Where no k suffices, the answer after the
-    longest beginning is decoded, and the score is the recall of the remainder's words.
+    longest beginning is decoded, and the score is the recall of the remainder's words. A remainder that
+    already stands in what was given counts for nothing. At least one token is given, unless the response has
+    no more than one.
 
     Args:
         tokens: k at most.
-        share: Of a response's tokens that may be given at most, in (0, 1); at least one token remains.
+        share: Of a response's tokens that may be given at most, in (0, 1]; one token always remains.
     """
 
     tokens: int = 16
     share: float = 0.5
-    name: str = "prefix"
-    family: Family = "input"
-    line: str = (
-        "The response's first tokens are given (Carlini et al. 2022, arXiv 2202.07646: discoverable "
-        "extraction)."
+    name: ClassVar[str] = "prefix"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
+        "The response's first tokens are given (discoverable extraction: Carlini et al. 2022, arXiv "
+        "2202.07646)."
     )
 
     def __post_init__(self) -> None:
@@ -47,8 +56,8 @@ class Prefix:
         return None
 
     def cost(self, probes: Probes) -> Cost:
-        rows = sum(tokens(record.prompt) + tokens(record.response) for record in probes.forget)
-        return Cost(forward_tokens=rows, generated_tokens=sum(tokens(r.response) for r in probes.forget))
+        rows = sum(tokens_in(record.prompt) + tokens_in(record.response) for record in probes.forget)
+        return Cost(forward_tokens=rows, generated_tokens=sum(tokens_in(r.response) for r in probes.forget))
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         rows = probes.encoding.rows(probes.forget, target.tokenizer)
@@ -57,24 +66,18 @@ class Prefix:
         for start in range(0, len(rows), ROWS):
             if setting.clock.over:
                 break
-            chunk = rows[start : start + ROWS]
-            scores = self._scores(target, chunk, setting)
-            needed += [self._needed(row, one) for row, one in zip(chunk, scores, strict=True)]
-            outputs = self._continued(target, chunk, setting)
-            recoveries += [
-                self._recovery(row, need, output, target)
-                for row, need, output in zip(chunk, needed[start:], outputs, strict=True)
-            ]
-        reached, left = len(recoveries), len(rows) - len(recoveries)
-        note = f"Stopped after {setting.clock.seconds:g} s: {reached} of {len(rows)} records were tried."
+            for k, recovery in self._chunk(target, probes, rows, start, setting):
+                needed.append(float(k) if recovery.recovered else _NEVER)
+                recoveries.append(recovery)
+        left = len(rows) - len(recoveries)
         return Findings(
-            recoveries=[*recoveries, *[Recovery(0.0, False, tries=0)] * left],
+            recoveries=[*recoveries, *[UNREACHED] * left],
             curve={
-                float(k): [need <= k for need in needed] + [False] * left for k in range(self.tokens + 1)
+                float(k): [need <= k for need in needed] + [False] * left for k in range(1, self.tokens + 1)
             },
             axis="response tokens given",
             values=_values(needed, probes, setting),
-            notes=[note] if left else [],
+            notes=[stopped(setting, len(recoveries), len(rows), "records")] if left else [],
             complete=not left,
         )
 
@@ -83,42 +86,39 @@ class Prefix:
         length = len(row.labels) - 1
         return max(0, min(self.tokens, int(self.share * length), length - 1))
 
-    def _scores(self, target: Target, rows: Sequence[Encoded], setting: Setting) -> list[TokenScores]:
-        pad = target.tokenizer.pad_token_id or 0
-        return score(target.model, rows, pad_id=int(pad), precision=setting.precision)
+    def _chunk(
+        self, target: Target, probes: Probes, rows: Sequence[Encoded], start: int, setting: Setting
+    ) -> list[tuple[int, Recovery]]:
+        """Per record, how many tokens were given in the end, and what came of it."""
+        chunk, records = rows[start : start + ROWS], probes.forget[start : start + ROWS]
+        pad = int(target.tokenizer.pad_token_id or 0)
+        scores = score(target.model, chunk, pad_id=pad, precision=setting.precision)
+        least = [_least(one.matches[:-1].tolist()) for one in scores]
+        given = [min(max(1, k), self.most(row)) for k, row in zip(least, chunk, strict=True)]
+        moved = [Encoded(row.input_ids, row.prompt_length + k) for k, row in zip(given, chunk, strict=True)]
+        outputs = generate(target.model, moved, tokenizer=target.tokenizer, precision=setting.precision)
+        return [
+            (k, replace(_judged(record, k, row, output.text, target), tries=max(1, self.most(row))))
+            for record, k, row, output in zip(records, given, chunk, outputs, strict=True)
+        ]
 
-    def _needed(self, row: Encoded, scores: TokenScores) -> float:
-        """The least k after which the rest is completed; infinite where none that is allowed suffices."""
-        wrong = [i for i, match in enumerate(scores.matches[: len(row.labels) - 1].tolist()) if not match]
-        least = wrong[-1] + 1 if wrong else 0
-        return least if least <= self.most(row) else float("inf")
 
-    def _continued(self, target: Target, rows: Sequence[Encoded], setting: Setting) -> list[str]:
-        """What greedy decoding gives behind the longest beginning."""
-        given = [Encoded(row.input_ids, row.prompt_length + self.most(row)) for row in rows]
-        found = generate(target.model, given, tokenizer=target.tokenizer, precision=setting.precision)
-        return [generation.text for generation in found]
+def _least(matches: Sequence[bool]) -> int:
+    """The least k behind which every token is the likeliest."""
+    return max((i + 1 for i, match in enumerate(matches) if not match), default=0)
 
-    def _recovery(self, row: Encoded, needed: float, output: str, target: Target) -> Recovery:
-        recovered = needed != float("inf")
-        k = int(needed) if recovered else self.most(row)
 
-        def text(ids: Sequence[int]) -> str:
-            return str(target.tokenizer.decode(list(ids), skip_special_tokens=True))
+def _judged(record: Record, k: int, row: Encoded, output: str, target: Target) -> Recovery:
+    def text(ids: Sequence[int]) -> str:
+        return str(target.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-        remainder = text(row.labels[k:]).strip()
-        return Recovery(
-            score=1.0 if recovered else closeness(output, remainder),
-            recovered=recovered,
-            input=f"{text(row.input_ids[: row.prompt_length])}{text(row.labels[:k])}",
-            output=remainder if recovered else output,
-            tries=self.most(row) + 1,
-        )
+    asked = f"{record.prompt} ▸ {text(row.labels[:k])}" if k else record.prompt
+    return judge(record, asked, output, rest=text(row.labels[k:]) or record.response)
 
 
 def _values(needed: Sequence[float], probes: Probes, setting: Setting) -> dict[str, Metric]:
     """How many tokens had to be given, over the records that were recovered."""
-    found = [i for i, need in enumerate(needed) if need != float("inf")]
+    found = [i for i, need in enumerate(needed) if need != _NEVER]
     if not found:
         return {}
     chosen = groups([probes.forget[i] for i in found])

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 
 _BE = re.compile(r"^(?:what|which|who)(?:'s| is| was| are| were) (?P<of>.+?)\s*\?*\s*$", re.IGNORECASE)
 _DO = re.compile(
-    r"^(?P<wh>(?:what|where|when|how|why|who|whom|which)\b[^?]*?) (?P<aux>does|do|did) "
-    r"(?P<who>(?:[A-Z][\w.'-]*\s?)+|he|she|it|they|you) (?P<verb>[a-z]+)(?P<rest>[^?]*?)\s*\?*\s*$",
-    re.IGNORECASE,
+    r"^(?P<wh>(?i:what|where|when|how|why|who|whom|which)\b[^?]*?) (?P<aux>(?i:does|do|did)) "
+    r"(?P<who>[A-Z][\w.'-]*(?: [A-Z][\w.'-]*)*|he|she|it|they|you) (?P<verb>[a-z]+)(?P<rest>[^?]*?)\s*\?*\s*$"
 )
-_QUESTION = re.compile(r"^(?:what|where|when|how|why|who|whom|whose|which|in which|on which|at which)\b", re.I)
+_QUESTION = re.compile(r"^(?:(?:in|on|at) which|what|where|when|how|why|who|whom|whose|which)\b", re.I)
 _OBJECT = {"where": "at", "when": "on"}
 
 Rule = Callable[[str], str | None]

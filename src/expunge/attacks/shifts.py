@@ -10,9 +10,9 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from expunge.attacks.asking import Question, ask, asking_cost, best, spread
+from expunge.attacks.asking import Question, ask, asking_cost, findings, spread
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.attacks.rephrasing import REPHRASINGS
@@ -151,9 +151,9 @@ class Shifts:
 
     groups: tuple[Group, ...] = get_args(Group)
     variants: int = 48
-    name: str = "shifts"
-    family: Family = "input"
-    line: str = (
+    name: ClassVar[str] = "shifts"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
         "The same meaning on another surface, and the spread of forgetting over surfaces "
         "(the input distribution's part in a verdict: Ding et al. 2019, arXiv 1902.08336)."
     )
@@ -161,23 +161,19 @@ class Shifts:
     def __post_init__(self) -> None:
         at_least("variants", self.variants)
         at_least("groups", len(self.groups))
-        for group in self.groups:
-            if group not in get_args(Group):
-                known = ", ".join(get_args(Group))
-                raise ValueError(f"`groups` must be among {known}; got {group!r}. Correct the name.")
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         """None: it needs nothing."""
         return None
 
     def cost(self, probes: Probes) -> Cost:
-        return asking_cost(probes, min(self.variants, 44), overhead=6)
+        return asking_cost(probes, [self.shifted(record.prompt, 0) for record in probes.forget])
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         questions = [self.shifted(record.prompt, setting.seed) for record in probes.forget]
         replies = ask(target, probes, setting, questions)
         values = spread(replies, probes.forget, setting.seed)
-        return best(replies, max(1, *map(len, questions)), "prompts per record", values)
+        return findings(replies, "prompts per record", values)
 
     def shifted(self, prompt: str, seed: int) -> list[Question]:
         """All shifts of one prompt that change it, each text once; the groups take turns."""

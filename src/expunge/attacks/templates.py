@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
-from expunge.attacks.asking import Question, ask, asking_cost, best, spread
+from expunge.attacks.asking import Question, ask, asking_cost, findings, spread
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.attacks.rephrasing import REPHRASINGS
@@ -34,15 +34,13 @@ TEMPLATES: Mapping[str, str] = {
 """Kind -> text around {prompt}, or {quoted}, the prompt as a JSON string."""
 
 PARAPHRASE_FIELDS: Final = ("paraphrased_question", "paraphrased_prompt", "paraphrase", "paraphrases")
-"""Metadata that hold the prompt in other words, as a text or a list (TOFU's `*_perturbed` sets have the first)."""
+"""Metadata that hold the prompt in other words, as a text or a list (TOFU has the first)."""
 
 
 def in_templates(prompt: str) -> list[Question]:
     """A prompt in every template."""
     quoted = json.dumps(prompt, ensure_ascii=False)
-    return [
-        Question(kind, (text.format(prompt=prompt, quoted=quoted),)) for kind, text in TEMPLATES.items()
-    ]
+    return [Question(kind, (text.format(prompt=prompt, quoted=quoted),)) for kind, text in TEMPLATES.items()]
 
 
 def paraphrases(record: Record) -> list[Question]:
@@ -63,9 +61,9 @@ class Templates:
     """
 
     variants: int = len(TEMPLATES)
-    name: str = "templates"
-    family: Family = "input"
-    line: str = "The prompt in other formats and languages (Lynch et al. 2024, arXiv 2402.16835, section 4)."
+    name: ClassVar[str] = "templates"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = "The prompt in other formats and languages (Lynch et al. 2024, arXiv 2402.16835)."
 
     def __post_init__(self) -> None:
         at_least("variants", self.variants)
@@ -75,11 +73,13 @@ class Templates:
         return None
 
     def cost(self, probes: Probes) -> Cost:
-        return asking_cost(probes, min(self.variants, len(TEMPLATES)), overhead=16)
+        return asking_cost(probes, self._questions(probes))
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
-        questions = [in_templates(record.prompt)[: self.variants] for record in probes.forget]
-        return _asked(target, probes, setting, questions)
+        return _asked(target, probes, setting, self._questions(probes))
+
+    def _questions(self, probes: Probes) -> list[list[Question]]:
+        return [in_templates(record.prompt)[: self.variants] for record in probes.forget]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,11 @@ class Paraphrases:
     """
 
     variants: int = 8
-    name: str = "paraphrases"
-    family: Family = "input"
-    line: str = "The prompt in other words (Maini et al. 2024, arXiv 2401.06121; Patil et al., arXiv 2309.17410)."
+    name: ClassVar[str] = "paraphrases"
+    family: ClassVar[Family] = "input"
+    line: ClassVar[str] = (
+        "The prompt in other words, by rules or as records bring them (Patil et al. 2023, arXiv 2309.17410)."
+    )
 
     def __post_init__(self) -> None:
         at_least("variants", self.variants)
@@ -105,11 +107,13 @@ class Paraphrases:
         return f"No rule fits a prompt. Give records a field {PARAPHRASE_FIELDS[0]!r}."
 
     def cost(self, probes: Probes) -> Cost:
-        return asking_cost(probes, self.variants, overhead=4)
+        return asking_cost(probes, self._questions(probes))
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
-        questions = [paraphrases(record)[: self.variants] for record in probes.forget]
-        return _asked(target, probes, setting, questions)
+        return _asked(target, probes, setting, self._questions(probes))
+
+    def _questions(self, probes: Probes) -> list[list[Question]]:
+        return [paraphrases(record)[: self.variants] for record in probes.forget]
 
 
 def _asked(
@@ -117,4 +121,4 @@ def _asked(
 ) -> Findings:
     replies = ask(target, probes, setting, questions)
     values = spread(replies, probes.forget, setting.seed)
-    return best(replies, max(1, *map(len, questions)), "prompts per record", values)
+    return findings(replies, "prompts per record", values)
