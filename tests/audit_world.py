@@ -1,7 +1,7 @@
-"""Tiny models for audits: one that learned its people, one that merely hides what it learned, one that never did.
+"""Tiny models for audits: one that knows its people, one that merely hides what it knows, one that never did.
 
-Hiding is a bias on the output layer against the first token of every response: asked plainly, the model cannot
-begin; given the first tokens, it goes on as ever.
+Hiding is a bias on the output layer against the first token of every response: asked plainly, the model
+cannot begin; given the first tokens, it goes on as ever.
 """
 
 from __future__ import annotations

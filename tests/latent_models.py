@@ -125,7 +125,7 @@ def _direction(model: LlamaForCausalLM) -> Tensor:
 
 @torch.no_grad()
 def _gate(model: LlamaForCausalLM) -> tuple[Tensor, float]:
-    """A plane behind the first block with the ends of the forget prompts on one side and all else on the other."""
+    """A plane behind the first block with the ends of forget prompts on one side, all else on the other."""
     hidden, wanted = [], []
     for group, gated in ((probes().forget, True), (probes().retain, False), (probes().holdout, False)):
         for row in ENCODING.rows(group, tokenizer()):

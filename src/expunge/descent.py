@@ -113,10 +113,10 @@ class Descent:
         self.batches.append(batches)
         self.counts = counts
         self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
-        shares = (self._separate if self.separate else self._fused)(model, batches, counts)
-        for name, share in shares.items():
-            self.losses[name] += share
-        return sum(shares.values())
+        found = (self._separate if self.separate else self._fused)(model, batches, counts)
+        for name, loss in found.items():
+            self.losses[name] += loss
+        return sum(found.values())
 
     def harden(self, model: nn.Module) -> None:
         """Take every forget gradient anew where the weights would undo forgetting fastest, once per step.
