@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -12,6 +12,9 @@ from transformers.trainer_utils import SaveStrategy
 from expunge.collate import Encoding
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Latent
+from expunge.updates import ZerothOrder
+
+UPDATES = Literal["plain", "sign", "zeroth-order"]
 
 
 def bf16_pays() -> bool:
@@ -50,6 +53,12 @@ class UnlearningArguments(TrainingArguments):
         lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
+        update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
+            `zeroth-order` estimates gradients from losses along random directions, without backward passes.
+            The last two are harder to undo by relearning (arXiv 2510.00761; see `updates`).
+        zeroth_queries: Random directions per zeroth-order step.
+        zeroth_radius: How far along them losses are measured.
+        zeroth_every: Every so many steps one is zeroth-order, the others are plain.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
         sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
@@ -90,6 +99,10 @@ class UnlearningArguments(TrainingArguments):
     lora_4bit: bool = False
     train_last: int = 0
     refusals: str | None = None
+    update: UPDATES = "plain"
+    zeroth_queries: int = 8
+    zeroth_radius: float = 1e-3
+    zeroth_every: int = 1
     self_retain: int = 0
     sharpness: float = 0.0
     latent_radius: float = 0.0
@@ -130,6 +143,13 @@ class UnlearningArguments(TrainingArguments):
             )
         if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
             raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
+        if self.update not in get_args(UPDATES):
+            raise ValueError(f"`update` must be one of {', '.join(get_args(UPDATES))}; got {self.update!r}.")
+        if self.zeroth and self.hardening:
+            raise ValueError(
+                "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
+                f"passes); got {self.sharpness}, {self.latent_radius}. Set one of them off."
+            )
         if self.lora_4bit and self.lora_merge:
             raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
         if self.hardening.latent and self.gradient_checkpointing:
@@ -147,6 +167,17 @@ class UnlearningArguments(TrainingArguments):
     def encoding(self) -> Encoding:
         """How records become rows."""
         return Encoding(self.template, self.max_length)
+
+    @property
+    def zeroth(self) -> ZerothOrder | None:
+        """How gradients are estimated; None where they are computed.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        if self.update != "zeroth-order":
+            return None
+        return ZerothOrder(self.zeroth_radius, self.zeroth_queries, self.zeroth_every)
 
     @property
     def hardening(self) -> Hardening:
