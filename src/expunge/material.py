@@ -155,8 +155,8 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
     if needy and zero_stage(args) is not None:
         raise ValueError(
             f"method {method.name!r} needs the gradient of each objective, which DeepSpeed's engine "
-            f"(ZeRO stage {zero_stage(args)}) reduces and partitions out of reach. Use FSDP2, which shards as "
-            "much (docs/cluster.md), or a method with constant weights, such as grad-diff."
+            f"(ZeRO stage {zero_stage(args)}) reduces and partitions out of reach. Use FSDP2, which shards "
+            "as much (docs/cluster.md), or a method with constant weights, such as grad-diff."
         )
 
 

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import ranks
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
-from expunge import ranks
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.shards import shares
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
