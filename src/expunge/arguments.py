@@ -48,6 +48,7 @@ class UnlearningArguments(TrainingArguments):
         lora_dora: DoRA: the adapter learns magnitude and direction apart.
         lora_merge: Deliver the model with the adapter merged in; otherwise the adapter alone is saved.
         lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
+        lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
@@ -88,6 +89,7 @@ class UnlearningArguments(TrainingArguments):
     lora_dora: bool = False
     lora_merge: bool = True
     lora_4bit: bool = False
+    lora_bf16: bool = False
     train_last: int = 0
     refusals: str | None = None
     self_retain: int = 0
@@ -128,10 +130,14 @@ class UnlearningArguments(TrainingArguments):
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
             )
-        if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
-            raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
-        if self.lora_4bit and self.lora_merge:
-            raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
+        if (self.lora_dora or self.lora_4bit or self.lora_bf16) and not self.lora_rank:
+            raise ValueError(
+                "`lora_dora`, `lora_4bit` and `lora_bf16` need a `lora_rank` of at least 1; got 0. Set it."
+            )
+        if (self.lora_4bit or self.lora_bf16) and self.lora_merge:
+            raise ValueError(
+                "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false."
+            )
         if self.hardening.latent and self.gradient_checkpointing:
             raise ValueError(
                 "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "

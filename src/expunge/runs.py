@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -137,8 +138,10 @@ class Run:
                 tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
                 self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
                 quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
+                narrow = self.args.lora_bf16 and stage == "before"
+                dtype = torch.bfloat16 if narrow else torch.float32
                 source = str(model)
-                loaded = load_model(model, trust_remote_code=trust, quantization=quantization)
+                loaded = load_model(model, dtype=dtype, trust_remote_code=trust, quantization=quantization)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -168,11 +171,12 @@ class Run:
 
     def accept(self) -> None:
         """All input has been accepted: an earlier run that is to be replaced may go."""
-        if self.folder and self.options.overwrite and not self.options.claimed:
+        if self.folder and self.options.overwrite and not self.options.claimed and ranks.first():
             output.clear(self.folder)
-        if self.folder:
+        if self.folder and ranks.first():
             for found in self._fresh:
                 found.write(output.private(self.folder / output.CHECKPOINTS / "derived"))
+        ranks.wait()
         self._fresh = []
 
     def unfinished(self) -> RunRecord | None:
@@ -258,11 +262,13 @@ class Run:
         """Write the model into the output folder, if there is one."""
         if self.folder:
             with self.timed("save"):
-                save_model(model, tokenizer, self.folder / "model")
+                if ranks.first():
+                    save_model(model, tokenizer, self.folder / "model")
+                ranks.wait()
 
     def tidy(self) -> None:
         """Remove checkpoints and leftovers: the run has ended well, and its record is written."""
-        if self.folder:
+        if self.folder and ranks.first():
             output.tidy(self.folder)
 
     def record(
@@ -393,8 +399,9 @@ def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
     if options.claimed:
         return Path(options.output)
     paths = [Path(item) for item in inputs if isinstance(item, str | Path)]
-    return output.claim(
-        Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=paths
+    folder = Path(options.output)
+    return ranks.decided(
+        lambda: output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
     )
 
 

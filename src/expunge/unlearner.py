@@ -40,7 +40,8 @@ from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
-from expunge.sharding import shard_on_cpu
+from expunge.sharding import fsdp_wanted, shard_on_cpu
+from expunge.shards import fill, skeleton
 
 PROBE_BATCH = 8
 
@@ -101,6 +102,7 @@ class Unlearner(Trainer):
         self.notes = [note for found in made.values() for note in found.notes]
         self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
         self.pad_id = int(processing_class.pad_token_id or 0)
+        self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
             args=args,
@@ -241,7 +243,13 @@ class Unlearner(Trainer):
             self.monitor.phases.begin(self.descent.reference.start if self.descent.reference else None)
 
     def delivered(self) -> nn.Module:
-        """The model to save and to measure: with an adapter of this run merged in, if settings say so."""
+        """The model to save and to measure: with an adapter of this run merged in, if settings say so.
+
+        A sharded one is gathered, on every rank's host; all ranks must ask. Where that is too large for them,
+        `save_model` gathers on the first rank alone.
+        """
+        if self._skeleton is not None and ranks.sharded(self.trained):
+            self.trained = fill(self._skeleton, self.trained)
         if self.args.lora_rank and self.args.lora_merge:
             return merge_adapter(self.trained)
         return self.trained
