@@ -46,6 +46,10 @@ class UnlearningArguments(TrainingArguments):
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
+        earlier_rows: With records of earlier requests (`after`): so many of them join the forget rows of
+            every micro-batch. 0: they are looked at, not trained on.
+        curriculum_rows: With neighbours: so many of their rows join the retain rows of every micro-batch,
+            nearest first. 0: they are measured, not trained on.
     """
 
     output_dir: str | None = "expunge-output"
@@ -77,6 +81,8 @@ class UnlearningArguments(TrainingArguments):
     train_last: int = 0
     refusals: str | None = None
     self_retain: int = 0
+    earlier_rows: int = 2
+    curriculum_rows: int = 2
 
     def __post_init__(self) -> None:
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
@@ -103,6 +109,11 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError(
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
+            )
+        if self.earlier_rows < 0 or self.curriculum_rows < 0:
+            raise ValueError(
+                "`earlier_rows` and `curriculum_rows` must be at least 0; "
+                f"got {self.earlier_rows}, {self.curriculum_rows}."
             )
         if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
             raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")

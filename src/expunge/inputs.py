@@ -12,7 +12,7 @@ from expunge.errors import UsageError
 FLAGS = {
     "model", "forget", "retain", "holdout", "data", "output", "output_dir", "resume", "overwrite",
     "control", "original", "reference", "cache", "prompt_field", "response_field", "kind", "claimed",
-    "reporter", "source", "notes", "evaluate",
+    "reporter", "source", "notes", "evaluate", "after", "forgotten", "neighbours",
 }  # fmt: skip
 """What a flag or the verb says, and a setting therefore may not."""
 
