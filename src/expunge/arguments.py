@@ -59,6 +59,10 @@ class UnlearningArguments(TrainingArguments):
             prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
         latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
         latent_steps: Gradient steps of the adversary; each costs a pass over the forget rows.
+        earlier_rows: With records of earlier requests (`after`): so many of them join the forget rows of
+            every micro-batch. 0: they are looked at, not trained on.
+        curriculum_rows: With neighbours: so many of their rows join the retain rows of every micro-batch,
+            nearest first. 0: they are measured, not trained on.
     """
 
     output_dir: str | None = "expunge-output"
@@ -97,6 +101,8 @@ class UnlearningArguments(TrainingArguments):
     latent_radius: float = 0.0
     latent_layers: str = ""
     latent_steps: int = 6
+    earlier_rows: int = 2
+    curriculum_rows: int = 2
 
     def __post_init__(self) -> None:
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
@@ -129,6 +135,11 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError(
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
+            )
+        if self.earlier_rows < 0 or self.curriculum_rows < 0:
+            raise ValueError(
+                "`earlier_rows` and `curriculum_rows` must be at least 0; "
+                f"got {self.earlier_rows}, {self.curriculum_rows}."
             )
         if (self.lora_dora or self.lora_4bit or self.lora_bf16) and not self.lora_rank:
             raise ValueError(

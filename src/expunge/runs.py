@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +22,8 @@ from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.harness import Harness
 from expunge.benchmarks.records import UserRecords
 from expunge.benchmarks.samples import samples
+from expunge.chain import Chain
+from expunge.companions import joined
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
@@ -96,6 +98,9 @@ class Run:
         measured: Stage -> what the benchmark makes of it.
         timings: Phase -> wall seconds.
         notes: What a reader of the record must know.
+        chain: The runs that this one continues.
+        companions: Sets whose rows accompany another's in training (see `expunge.companions`).
+        first_evaluation: The model before the first of these runs, on what should be kept.
     """
 
     kind: Kind
@@ -110,6 +115,9 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     derived: dict[str, Records] = field(default_factory=dict)
+    chain: Chain | None = None
+    companions: dict[str, Records] = field(default_factory=dict)
+    first_evaluation: Evaluation | None = None
     _fresh: list[Derived] = field(default_factory=list)
     _own: UserRecords | None = None
 
@@ -162,7 +170,7 @@ class Run:
         known = {name: found for name, found in made.items() if found}
         means = means_of(model, tokenizer, args)
         with self.timed("derive"):
-            given = self.sets | {name: found.records for name, found in known.items()}
+            given = joined(self.sets | self.companions) | {n: found.records for n, found in known.items()}
             fresh = complete(given, recipe, args, means)
         self._fresh = list(fresh.values())
         for name, found in (known | fresh).items():
@@ -288,7 +296,8 @@ class Run:
             configuration=dict(configuration) | self._own_seed(),
             seed=self.args.seed,
             method=method,
-            data=data_entries(self.sets | self.derived, self.benchmark),
+            after=self.chain.entry(self.first_evaluation) if self.chain else None,
+            data=data_entries(self._data(), self.benchmark),
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -312,6 +321,11 @@ class Run:
     def _samples(self) -> list[Sample]:
         shown = samples(self.measured)
         return redacted(shown) if self.options.redact else shown
+
+    def _data(self) -> dict[str, Records]:
+        """All sets; what earlier requests removed stands there request by request already."""
+        more = {name: records for name, records in self.companions.items() if name != "forgotten"}
+        return self.sets | self.derived | more
 
     def _evaluation(self, stage: Stage) -> Evaluation:
         tables = self.tables[stage]
@@ -347,6 +361,11 @@ class RunOptions:
         evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
         benchmark: What measures the models; None: the sets themselves.
+        after: Folder of an earlier run to continue: its model, with its forget records kept forgotten.
+        forgotten: Where the forget sets of earlier requests lie now, in their order; by default where their
+            records name them.
+        original: With `after`: where the model before the first request lies now.
+        neighbours: Folder that `expunge neighbours` wrote: rows to keep with care, and probes.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
         redact: Record and page hold no text of any record, nor what a model wrote.
@@ -367,6 +386,10 @@ class RunOptions:
     evaluation_seed: int | None = None
     control: ModelSource | None = None
     benchmark: Benchmark | Harness | None = None
+    after: str | Path | None = None
+    forgotten: Sequence[Any] = ()
+    original: ModelSource | None = None
+    neighbours: str | Path | None = None
     prompt_field: str | None = None
     response_field: str | None = None
     redact: bool = False
