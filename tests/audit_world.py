@@ -1,4 +1,4 @@
-"""Tiny models for audits: one that knows its people, one that merely hides what it knows, one that never did.
+"""Tiny models for audits: one that learned its people, one that merely hides them, one that never knew them.
 
 Hiding is a bias on the output layer against the first token of every response: asked plainly, the model
 cannot begin; given the first tokens, it goes on as ever.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -18,6 +18,7 @@ import expunge
 from expunge.attacks.answers import Question, ask, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.collate import Encoding, encode
+from expunge.record import ModelEntry
 from expunge.records import Record
 
 KEPT = ("Ada Ash", "Ben Birch")
@@ -64,7 +65,7 @@ def hiding(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Llama
 class FirstTokens:
     """Puts the first tokens of the response into the model's mouth; so looks an attack in a user's file."""
 
-    tokens: int = 2
+    tokens: int = 1
     name: ClassVar[str] = "first-tokens"
     family: ClassVar[Family] = "input"
     line: ClassVar[str] = "The first tokens of the response are given."
@@ -86,3 +87,14 @@ class FirstTokens:
         return Findings(
             found, curve={float(self.tokens): [one.recovered for one in found]}, axis="tokens given"
         )
+
+
+def without(value: Any, key: str) -> Any:
+    """Nested values without what stands under a key."""
+    if isinstance(value, dict):
+        return {name: without(item, key) for name, item in value.items() if name != key}
+    return [without(item, key) for item in value] if isinstance(value, list) else value
+
+
+def model_entry(sha256: str) -> ModelEntry:
+    return ModelEntry(source="m", sha256=sha256, parameters=1, dtype="float32")

@@ -17,6 +17,8 @@ from expunge.benchmarks import BENCHMARKS, HARNESS
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
 from expunge.callbacks import StopWhenLearned, Ticker
+from expunge.chain import Chain, read_chain
+from expunge.continuation import account, pack
 from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.locks import exclusive
@@ -38,7 +40,7 @@ Data = str | Path | Records | Iterable[Record | Mapping[str, Any]]
 
 @exclusive
 def unlearn(
-    model: ModelSource,
+    model: ModelSource | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     forget: Data,
@@ -50,7 +52,8 @@ def unlearn(
     """Remove the forget records from a model, keep the rest, and measure both.
 
     Args:
-        model: A local folder, a Hub id, `smollm2-135m`, or a model in memory (trained in place).
+        model: A local folder, a Hub id, `smollm2-135m`, or a model in memory (trained in place). With `after`
+            it is the result of that run, and need not be given.
         tokenizer: Needed with a model in memory.
         forget: Records to remove: a path, a Hub id, or a list of `{"prompt": …, "response": …}`.
         retain: Records to keep.
@@ -73,19 +76,27 @@ def unlearn(
     name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
     args = arguments(settings, options, name)
+    origin, chain = _origin(model, options)
     sets = read_sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
+    luggage = pack(sets, chain, options.neighbours)
     for source in missing(recipe, sets, args):
         hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
         raise UsageError(
             f"method {recipe.name} needs {source} records; none are given. "
             f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
         )
-    folder = claim(options, [model, options.control, forget, retain, holdout])
-    run = Run(options.kind, args, sets, options, folder, benchmark=options.benchmark)
-    loaded, tokenizer = run.load(model, tokenizer, "before")
+    inputs = [origin, options.control, options.original, options.neighbours, forget, retain, holdout]
+    folder = claim(options, inputs)
+    own = sets | luggage.sets
+    run = Run(options.kind, args, own, options, folder, benchmark=options.benchmark, chain=chain)
+    run.companions, run.notes = luggage.companions, luggage.notes
+    loaded, tokenizer = run.load(origin, tokenizer, "before")
+    if chain:
+        chain.check_result(run.models["before"].sha256, given=model is not None)
     finished = run.unfinished()
     run.derive(recipe, loaded, tokenizer)
     unlearner = _prepare(run, loaded, tokenizer, recipe)
+    account(run, unlearner, tokenizer)
     run.accept()
     if options.evaluate:
         if options.control is not None:  # first: metrics that compare with a reference take it
@@ -266,6 +277,18 @@ def _harness(benchmark: str, data: str | Path | None, options: Mapping[str, Any]
         ) from None
 
 
+def _origin(model: ModelSource | None, options: RunOptions) -> tuple[ModelSource, Chain | None]:
+    """The model to begin with, and the runs that led to it."""
+    if options.after is None:
+        if options.forgotten or options.original is not None:
+            raise UsageError("--forgotten and --original belong to --after. Give it, or leave them out.")
+        if model is None:
+            raise UsageError("unlearn needs a model. Give --model, or --after to continue an earlier run.")
+        return model, None
+    chain = read_chain(Path(options.after), options.forgotten)
+    return chain.folder / "model" if model is None else model, chain
+
+
 def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:
     """The engine, and with `resume` the proof that the checkpoint is of this run."""
     sets = run.sets
@@ -279,11 +302,12 @@ def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: M
             sets.get("forget"),
             retain,
             sets.get("holdout"),
-            derived_datasets=run.derived,
+            derived_datasets=run.derived | run.companions,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot start: {error}") from error
     unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
+    unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
     if (checkpoint := _checkpoint(run)) is not None:
         try:
             unlearner.monitor.load(checkpoint)

@@ -51,6 +51,7 @@ class UnlearningArguments(TrainingArguments):
         lora_dora: DoRA: the adapter learns magnitude and direction apart.
         lora_merge: Deliver the model with the adapter merged in; otherwise the adapter alone is saved.
         lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
+        lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
@@ -67,6 +68,10 @@ class UnlearningArguments(TrainingArguments):
             prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
         latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
         latent_steps: Gradient steps of the adversary; each costs a pass over the forget rows.
+        earlier_rows: With records of earlier requests (`after`): so many of them join the forget rows of
+            every micro-batch. 0: they are looked at, not trained on.
+        curriculum_rows: With neighbours: so many of their rows join the retain rows of every micro-batch,
+            nearest first. 0: they are measured, not trained on.
     """
 
     output_dir: str | None = "expunge-output"
@@ -97,6 +102,7 @@ class UnlearningArguments(TrainingArguments):
     lora_dora: bool = False
     lora_merge: bool = True
     lora_4bit: bool = False
+    lora_bf16: bool = False
     train_last: int = 0
     refusals: str | None = None
     update: UPDATES = "plain"
@@ -108,6 +114,8 @@ class UnlearningArguments(TrainingArguments):
     latent_radius: float = 0.0
     latent_layers: str = ""
     latent_steps: int = 6
+    earlier_rows: int = 2
+    curriculum_rows: int = 2
 
     def __post_init__(self) -> None:
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
@@ -141,8 +149,6 @@ class UnlearningArguments(TrainingArguments):
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
             )
-        if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
-            raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
         if self.update not in get_args(UPDATES):
             raise ValueError(f"`update` must be one of {', '.join(get_args(UPDATES))}; got {self.update!r}.")
         if self.zeroth and self.hardening:
@@ -150,8 +156,19 @@ class UnlearningArguments(TrainingArguments):
                 "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
                 f"passes); got {self.sharpness}, {self.latent_radius}. Set one of them off."
             )
-        if self.lora_4bit and self.lora_merge:
-            raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
+        if self.earlier_rows < 0 or self.curriculum_rows < 0:
+            raise ValueError(
+                "`earlier_rows` and `curriculum_rows` must be at least 0; "
+                f"got {self.earlier_rows}, {self.curriculum_rows}."
+            )
+        if (self.lora_dora or self.lora_4bit or self.lora_bf16) and not self.lora_rank:
+            raise ValueError(
+                "`lora_dora`, `lora_4bit` and `lora_bf16` need a `lora_rank` of at least 1; got 0. Set it."
+            )
+        if (self.lora_4bit or self.lora_bf16) and self.lora_merge:
+            raise ValueError(
+                "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false."
+            )
         if self.hardening.latent and self.gradient_checkpointing:
             raise ValueError(
                 "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge import shards
 from expunge.batching import concatenate
 from expunge.collate import IGNORED
 from expunge.defences.hardening import Hardening
@@ -25,7 +26,6 @@ from expunge.objectives import Objective, TokenLogits
 from expunge.observation import Batch, observe, sources_of, total, view
 from expunge.record import Step
 from expunge.references import LiveReference
-from expunge.shards import share, shares
 from expunge.updates import ZerothOrder
 from expunge.weightings import Stateful
 
@@ -218,7 +218,7 @@ class Descent:
 
     def remember(self) -> None:
         """Keep a copy of the parameters, just before the optimizer moves them."""
-        self.before = [own.clone() for own in shares(self.parameters)]
+        self.before = [own.clone() for own in shards.shares(self.parameters)]
 
     def entry(self, step: int, learning_rate: float, *, clipped: bool) -> Step:
         """The log of this step, just after the optimizer moved the parameters; frees the gradients.
@@ -376,7 +376,7 @@ class Descent:
 
     def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
         """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
-        fall = (old - share(new) for old, new in zip(self.before, self.parameters, strict=True))
+        fall = (old - shards.share(new) for old, new in zip(self.before, self.parameters, strict=True))
         products, length = self._buffers.products(fall, self._clip() if clipped else 1.0)
         return {
             name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.arguments import UnlearningArguments
 from expunge.batching import Rows, RowStream
 from expunge.collate import Encoded
+from expunge.companions import accompany
 from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
@@ -180,9 +181,29 @@ def zero_stage(args: UnlearningArguments) -> int | None:
 
 
 def streams(
+    method: Method,
+    encoded: Mapping[str, Sequence[Encoded]],
+    args: UnlearningArguments,
+    own: Mapping[str, int] | None = None,
+) -> dict[str, RowStream | Rows]:
+    """The batches of every data set that a method reads; paired sets are drawn together.
+
+    Args:
+        method: Says what it reads.
+        encoded: Data set -> rows.
+        args: Settings.
+        own: Data set -> rows of its own; rows behind these are a companion's. None: all are.
+    """
+    if own is None:
+        return _own_streams(method, encoded, args)
+    cut = {name: rows[: own["forget"] if is_derived(name) else own[name]] for name, rows in encoded.items()}
+    counts = {"forgotten": args.earlier_rows, "curriculum": args.curriculum_rows}
+    return accompany(_own_streams(method, cut, args), encoded, own, counts, args.seed)
+
+
+def _own_streams(
     method: Method, encoded: Mapping[str, Sequence[Encoded]], args: UnlearningArguments
 ) -> dict[str, RowStream | Rows]:
-    """The batches of every data set that a method reads; paired sets are drawn together."""
     size = args.per_device_train_batch_size
     if method.schedule is not None:
         plan = ChunkPlan(method.schedule, len(encoded["forget"]), len(encoded["retain"]), size, args.seed)

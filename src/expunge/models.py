@@ -147,6 +147,20 @@ def configured_context(source: str | Path, *, trust_remote_code: bool = False) -
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a causal language model (of an adapter: of its base); no weights are read.
+
+    Raises:
+        UsageError: There is no such model, or it is not a causal one.
+    """
+    place = _resolve(source)
+    if base := _adapter_base(place):
+        return load_config(base, trust_remote_code=trust_remote_code)
+    config = _load_config(place, trust_remote_code)
+    _check_causal(config, source)
+    return config
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and bytes of every tensor of the state, by name; tied ones once."""
     digest = hashlib.sha256()

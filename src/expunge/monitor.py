@@ -100,17 +100,27 @@ class Monitor:
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
             self.method.weighting.reset()
         rule = self.method.step_size
-        if (self.method.budget or (rule and rule.rows)) and not self.state.start:
-            losses = self._measure()
-            self.state.start = losses.tolist()
+        if (self.method.budget or (rule and rule.rows)) and not self.state.steps:
+            losses, anchored = self._measure(self.model), bool(self.state.start)
+            self.state.start = self.state.start or losses.tolist()
             self._latest = (0, losses)
-            if self.phases:  # nothing is read before the merge: the record needs the start to compare with
-                self._read(0, 0.0)
-            elif self.method.budget:
+            if self.method.budget and not self.phases:
                 self._keep(0)
+            if self.method.budget and (self.phases or anchored):
+                # a merge is read at its end alone; an anchored run may be over budget already
+                self._read(0, 0.0)
         if self.check and self.check_every and not self.state.checks and self._look(0).met:
             reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
+
+    def anchor(self, first: nn.Module) -> None:
+        """Account the retain loss against another model's than that of the model at the start.
+
+        Args:
+            first: The model before an earlier run; it is measured on the probe, and not kept.
+        """
+        if self.probe and not self.state.steps:
+            self.state.start = self._measure(first).tolist()
 
     def line_due(self, step: int, rate: float) -> bool:
         """Whether the step-size rule measures along the update of this step (counted from 0)."""
@@ -247,7 +257,8 @@ class Monitor:
             self.phases.rewind()  # the checkpoint has the rest; what stands here may know forget by heart
         if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
-        return self.returned(self._restore(), "the start" if self.phases else "the last within budget")
+        good = self._restore()
+        return self.returned(good, "the last within budget" if good and not self.phases else "the start")
 
     def _finite(self) -> bool:
         """Whether all weights are finite, on every rank."""
@@ -314,8 +325,8 @@ class Monitor:
     def _good_file(self) -> str:
         return ranks.own_file(GOOD_FILE) if ranks.sharded(self.model) else GOOD_FILE
 
-    def _measure(self) -> Tensor:
-        return torch.tensor(self.agree(row_losses(self.model, self.probe).tolist()), dtype=torch.float64)
+    def _measure(self, model: nn.Module) -> Tensor:
+        return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
 
     def _look(self, step: int) -> Check:
         assert self.check is not None
@@ -329,7 +340,7 @@ class Monitor:
     def _read(self, step: int, rate: float, what: str = "") -> None:
         budget = self.method.budget
         assert budget is not None
-        losses, tokens = self._measure(), row_tokens(self.probe)
+        losses, tokens = self._measure(self.model), row_tokens(self.probe)
         self._latest = (step, losses)
         change = losses - torch.tensor(self.state.start, dtype=torch.float64)
         over = not weighted_mean(change, tokens) <= budget.tolerance
@@ -392,6 +403,13 @@ def _read_state(folder: Path) -> RunState:
 
 
 def _forgotten(check: Check) -> str:
+    if check.earlier_nll is None or check.earlier_leak is None:
+        return _forgotten_now(check)
+    earlier = f"NLL {check.earlier_nll:.2f}, leak {check.earlier_leak:.0%}"
+    return f"{_forgotten_now(check)} Records of earlier requests are still forgotten: {earlier}."
+
+
+def _forgotten_now(check: Check) -> str:
     nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
     if check.control == "holdout":
         return (

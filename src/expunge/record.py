@@ -112,6 +112,8 @@ class Check(Entry):
     preference: float | None = Field(
         None, description="share of (record, swap) pairs whose true response is likelier"
     )
+    earlier_nll: float | None = Field(None, description="NLL of records that earlier requests removed")
+    earlier_leak: float | None = Field(None, description="share of these that are reproduced exactly")
     met: bool
 
 
@@ -157,6 +159,18 @@ class Sample(Entry):
     leaked: dict[Stage, bool] = Field(default_factory=dict)
 
 
+class Predecessor(Entry):
+    """The run that this one continues, and the model that all runs of the chain are accounted against."""
+
+    folder: str
+    record_sha256: str = Field(description="hash of the bytes of the predecessor's record.json")
+    request: int = Field(ge=2, description="which request this run serves, counted from 1")
+    first: ModelEntry = Field(description="the model before the first request")
+    first_evaluation: Evaluation | None = Field(
+        None, description="that model on what this run should keep, measured in this run"
+    )
+
+
 class RunRecord(Entry):
     """One run of a verb, whole."""
 
@@ -167,6 +181,7 @@ class RunRecord(Entry):
     configuration: dict[str, Any]
     seed: int
     method: str | None = None
+    after: Predecessor | None = Field(None, description="the run that this one continues")
     data: dict[str, DataEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="before, after, control")
     environment: Environment

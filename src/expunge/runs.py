@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +22,8 @@ from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.harness import Harness
 from expunge.benchmarks.records import UserRecords
 from expunge.benchmarks.samples import samples
+from expunge.chain import Chain
+from expunge.companions import joined
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
@@ -95,6 +98,9 @@ class Run:
         measured: Stage -> what the benchmark makes of it.
         timings: Phase -> wall seconds.
         notes: What a reader of the record must know.
+        chain: The runs that this one continues.
+        companions: Sets whose rows accompany another's in training (see `expunge.companions`).
+        first_evaluation: The model before the first of these runs, on what should be kept.
     """
 
     kind: Kind
@@ -109,6 +115,9 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     derived: dict[str, Records] = field(default_factory=dict)
+    chain: Chain | None = None
+    companions: dict[str, Records] = field(default_factory=dict)
+    first_evaluation: Evaluation | None = None
     _fresh: list[Derived] = field(default_factory=list)
     _own: UserRecords | None = None
 
@@ -137,8 +146,10 @@ class Run:
                 tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
                 self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
                 quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
+                narrow = self.args.lora_bf16 and stage == "before"
+                dtype = torch.bfloat16 if narrow else torch.float32
                 source = str(model)
-                loaded = load_model(model, trust_remote_code=trust, quantization=quantization)
+                loaded = load_model(model, dtype=dtype, trust_remote_code=trust, quantization=quantization)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -159,7 +170,7 @@ class Run:
         known = {name: found for name, found in made.items() if found}
         means = means_of(model, tokenizer, args)
         with self.timed("derive"):
-            given = self.sets | {name: found.records for name, found in known.items()}
+            given = joined(self.sets | self.companions) | {n: found.records for n, found in known.items()}
             fresh = complete(given, recipe, args, means)
         self._fresh = list(fresh.values())
         for name, found in (known | fresh).items():
@@ -168,11 +179,12 @@ class Run:
 
     def accept(self) -> None:
         """All input has been accepted: an earlier run that is to be replaced may go."""
-        if self.folder and self.options.overwrite and not self.options.claimed:
+        if self.folder and self.options.overwrite and not self.options.claimed and ranks.first():
             output.clear(self.folder)
-        if self.folder:
+        if self.folder and ranks.first():
             for found in self._fresh:
                 found.write(output.private(self.folder / output.CHECKPOINTS / "derived"))
+        ranks.wait()
         self._fresh = []
 
     def unfinished(self) -> RunRecord | None:
@@ -258,11 +270,13 @@ class Run:
         """Write the model into the output folder, if there is one."""
         if self.folder:
             with self.timed("save"):
-                save_model(model, tokenizer, self.folder / "model")
+                if ranks.first():
+                    save_model(model, tokenizer, self.folder / "model")
+                ranks.wait()
 
     def tidy(self) -> None:
         """Remove checkpoints and leftovers: the run has ended well, and its record is written."""
-        if self.folder:
+        if self.folder and ranks.first():
             output.tidy(self.folder)
 
     def record(
@@ -282,7 +296,8 @@ class Run:
             configuration=dict(configuration) | self._own_seed(),
             seed=self.args.seed,
             method=method,
-            data=data_entries(self.sets | self.derived, self.benchmark),
+            after=self.chain.entry(self.first_evaluation) if self.chain else None,
+            data=data_entries(self._data(), self.benchmark),
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -306,6 +321,11 @@ class Run:
     def _samples(self) -> list[Sample]:
         shown = samples(self.measured)
         return redacted(shown) if self.options.redact else shown
+
+    def _data(self) -> dict[str, Records]:
+        """All sets; what earlier requests removed stands there request by request already."""
+        more = {name: records for name, records in self.companions.items() if name != "forgotten"}
+        return self.sets | self.derived | more
 
     def _evaluation(self, stage: Stage) -> Evaluation:
         tables = self.tables[stage]
@@ -341,6 +361,11 @@ class RunOptions:
         evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
         benchmark: What measures the models; None: the sets themselves.
+        after: Folder of an earlier run to continue: its model, with its forget records kept forgotten.
+        forgotten: Where the forget sets of earlier requests lie now, in their order; by default where their
+            records name them.
+        original: With `after`: where the model before the first request lies now.
+        neighbours: Folder that `expunge neighbours` wrote: rows to keep with care, and probes.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
         redact: Record and page hold no text of any record, nor what a model wrote.
@@ -361,6 +386,10 @@ class RunOptions:
     evaluation_seed: int | None = None
     control: ModelSource | None = None
     benchmark: Benchmark | Harness | None = None
+    after: str | Path | None = None
+    forgotten: Sequence[Any] = ()
+    original: ModelSource | None = None
+    neighbours: str | Path | None = None
     prompt_field: str | None = None
     response_field: str | None = None
     redact: bool = False
@@ -393,8 +422,9 @@ def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
     if options.claimed:
         return Path(options.output)
     paths = [Path(item) for item in inputs if isinstance(item, str | Path)]
-    return output.claim(
-        Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=paths
+    folder = Path(options.output)
+    return ranks.decided(
+        lambda: output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
     )
 
 

@@ -6,6 +6,7 @@ step travel in one all-reduce. Knows torch alone; a plain tensor is a share of t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Shard
+
+_SMALL = 2**20
+"""Elements up to which a buffer is copied as it is."""
+
+_WRAPPED = "_checkpoint_wrapped_module."
+"""Part of a parameter's name under FSDP's own activation checkpointing."""
 
 Split = tuple[object, tuple[int, ...]] | None
 """Mesh and the mesh dimensions over which a tensor is cut; None for a plain tensor."""
@@ -116,6 +123,34 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of a model before it is sharded, without its weights: they are on the meta device."""
+    held = [*model.parameters(), *(b for b in model.buffers() if b.numel() > _SMALL)]
+    memo: dict[int, object] = {}
+    for tensor in held:
+        empty = torch.empty_like(tensor, device="meta")
+        trains = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
+    return copy.deepcopy(model, memo)
+
+
+def fill(empty: nn.Module, model: nn.Module) -> nn.Module:
+    """Put the whole weights of a sharded model, on the CPU, into its skeleton; every rank must ask.
+
+    Memory: the whole model, on every rank's host.
+    """
+    named: Iterable[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    found = {name.replace(_WRAPPED, ""): tensor for name, tensor in named}
+    with torch.no_grad():
+        for name, parameter in empty.named_parameters():
+            value = whole(found[name].detach()).cpu()
+            torch.utils.swap_tensors(parameter, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        for name, buffer in empty.named_buffers():
+            if buffer.is_meta:
+                torch.utils.swap_tensors(buffer, whole(found[name]).cpu())
+    return empty.train(model.training)
 
 
 def _split(tensor: Tensor) -> Split:

@@ -24,6 +24,7 @@ from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
 from expunge.collate import Encoded, Encoding, collate
+from expunge.companions import join_rows, joined
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
 from expunge.disk import writing
@@ -40,8 +41,8 @@ from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
-from expunge.sharding import shard_on_cpu
-from expunge.shards import shares
+from expunge.sharding import fsdp_wanted, shard_on_cpu
+from expunge.shards import fill, shares, skeleton
 from expunge.updates import sign_update
 
 PROBE_BATCH = 8
@@ -68,7 +69,9 @@ class Unlearner(Trainer):
         holdout_dataset: Records of the same kind that the model has never seen: with them a run stops
             when forget records look like these. Without, other records' responses are the control.
         derived_datasets: Sets derived from the forget set, row for row, that exist already; those that the
-            method reads besides are made (see `expunge.derived`).
+            method reads besides are made (see `expunge.derived`). Companions of a set too, under their names
+            (see `expunge.companions`); derived sets then have rows for `forget` and, behind them, for
+            `forgotten`.
         callbacks: As for `Trainer`.
 
     Raises:
@@ -98,11 +101,13 @@ class Unlearner(Trainer):
         self.method = method
         self.context = model_context(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
-        made = complete(records, method, args, means_of(model, processing_class, args))
+        made = complete(joined(records), method, args, means_of(model, processing_class, args))
         self.records = records | {name: found.records for name, found in made.items()}
         self.notes = [note for found in made.values() for note in found.notes]
-        self.encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
+        encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
+        self.encoded, self.own = join_rows(encoded)
         self.pad_id = int(processing_class.pad_token_id or 0)
+        self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
             args=args,
@@ -181,7 +186,7 @@ class Unlearner(Trainer):
                 {name: self.encoded[name] for name in self.method.sources},
                 self.facts.values if self.facts else None,
             ),
-            batch_sampler=Draws(streams(self.method, self.encoded, args), length),
+            batch_sampler=Draws(streams(self.method, self.encoded, args, self.own), length),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -205,6 +210,7 @@ class Unlearner(Trainer):
                 Encoding(args.template, args.max_length or self.context),
                 args.precision,
             ),
+            self.records.get("forgotten"),
         )
 
     def _probe(self) -> list[Batch]:
@@ -212,7 +218,7 @@ class Unlearner(Trainer):
         count = max(budget.rows if budget else 0, (rule.rows or 0) if rule else 0)
         if not count or "retain" not in self.encoded:
             return []
-        rows = sample(self.encoded["retain"], count, self.args.seed)
+        rows = sample(self.encoded["retain"][: self.own["retain"]], count, self.args.seed)
         rows = sorted(rows, key=lambda row: len(row.input_ids))
         batches = [collate(rows[i : i + PROBE_BATCH], self.pad_id) for i in range(0, len(rows), PROBE_BATCH)]
         return [self._to_device(batch) for batch in batches]
@@ -224,9 +230,9 @@ class Unlearner(Trainer):
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         with self.interrupt:
-            self._consult_reference(resume_from_checkpoint)
-            checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            self._consult_reference(checkpoint)
             return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
@@ -243,7 +249,13 @@ class Unlearner(Trainer):
             self.monitor.phases.begin(self.descent.reference.start if self.descent.reference else None)
 
     def delivered(self) -> nn.Module:
-        """The model to save and to measure: with an adapter of this run merged in, if settings say so."""
+        """The model to save and to measure: with an adapter of this run merged in, if settings say so.
+
+        A sharded one is gathered, on every rank's host; all ranks must ask. Where that is too large for them,
+        `save_model` gathers on the first rank alone.
+        """
+        if self._skeleton is not None and ranks.sharded(self.trained):
+            self.trained = fill(self._skeleton, self.trained)
         if self.args.lora_rank and self.args.lora_merge:
             return merge_adapter(self.trained)
         return self.trained

@@ -30,13 +30,13 @@ class Adapter:
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         tally, count = Tally(probes, "state of the adapter"), len(probes.forget)
         if not has_adapter(target.model):
-            tally.add(0, "no adapter", answers(target, probes, setting))
+            tally.add(0.0, "no adapter", answers(target, probes, setting))
             note = "The model has no adapter: it was asked as it is."
             return _plain(tally.findings(setting, count, [note]))
         with whole(target.model):
-            tally.add(1, "adapter merged", answers(target, probes, setting))
+            tally.add(1.0, "adapter merged", answers(target, probes, setting))
         with restored(target.model), cast(Any, target.model).disable_adapter():
-            tally.add(2, "adapter off", answers(target, probes, setting))
+            tally.add(2.0, "adapter off", answers(target, probes, setting))
         return _plain(tally.findings(setting, 2 * count))
 
 

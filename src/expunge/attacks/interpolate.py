@@ -12,7 +12,7 @@ from torch import nn
 
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.restored import has_adapter, plain_parameters, whole
-from expunge.attacks.sweep import Trial, check_budgets, sweep, sweep_cost
+from expunge.attacks.sweep import Trial, check_shares, sweep, sweep_cost
 from expunge.errors import UsageError
 
 
@@ -37,7 +37,7 @@ class Interpolate:
     line: ClassVar[str] = "Part of the way back to the original's weights (arXiv 2109.01903)."
 
     def __post_init__(self) -> None:
-        check_budgets("alphas", self.alphas, 0, 1)
+        check_shares("alphas", self.alphas)
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         return None if setting.original else "It needs the original model: give --original."

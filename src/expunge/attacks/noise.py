@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.restored import matrices
-from expunge.attacks.sweep import Trial, check_budgets, sweep, sweep_cost
+from expunge.attacks.sweep import Trial, check_shares, sweep, sweep_cost
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Noise:
     line: ClassVar[str] = "Gaussian noise on every matrix, relative to its spread (arXiv 2412.01784)."
 
     def __post_init__(self) -> None:
-        check_budgets("scales", self.scales, 0, 1)
+        check_shares("scales", self.scales)
         if self.draws < 1:
             raise ValueError(f"`draws` must be at least 1; got {self.draws}. Leave the attack out instead.")
 

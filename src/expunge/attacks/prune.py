@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.restored import matrices
-from expunge.attacks.sweep import Trial, check_budgets, sweep, sweep_cost
+from expunge.attacks.sweep import Trial, check_shares, sweep, sweep_cost
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prune:
     line: ClassVar[str] = "The smallest weights of every matrix set to zero (arXiv 1506.02626)."
 
     def __post_init__(self) -> None:
-        check_budgets("shares", self.shares, 0, 1)
+        check_shares("shares", self.shares)
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         return None

@@ -60,7 +60,7 @@ class Quantise:
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         trials = [
-            Trial(bits, f"{bits}-bit weights", partial(self._apply, target.model, bits))
+            Trial(float(bits), f"{bits}-bit weights", partial(self._apply, target.model, bits))
             for bits in sorted(set(self.bits), reverse=True)
         ]
         return sweep(target, probes, setting, trials, "bits per weight")

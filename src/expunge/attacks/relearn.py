@@ -110,7 +110,7 @@ class Relearn:
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         tally = Tally(probes, "relearning steps")
         lessons = self.lessons(probes, setting.seed)
-        tally.add(0, "before relearning", answers(target, probes, setting))
+        tally.add(0.0, "before relearning", answers(target, probes, setting))
         for lesson in lessons:
             if not setting.clock.over:
                 self._teach(lesson, target, probes, setting, tally)
@@ -151,7 +151,7 @@ class Relearn:
             for step in self._train(model, rows, optimizer, setting):
                 if step in self._looks:
                     words = f"{step} steps of relearning at {rate:g} on {len(rows)} {self.on} records"
-                    tally.add(step, words, answers(target, probes, setting, lesson.tested))
+                    tally.add(float(step), words, answers(target, probes, setting, lesson.tested))
 
     def _train(
         self, model: nn.Module, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer, setting: Setting

@@ -123,11 +123,11 @@ def sweep_cost(probes: Probes, trials: int) -> Cost:
     return asking_cost(probes, [[record.prompt] * trials for record in probes.forget])
 
 
-def check_budgets(name: str, budgets: Sequence[float], low: float, high: float) -> None:
-    """Refuse an empty list of budgets, and any that is not strictly between two bounds (ValueError)."""
-    wrong = [budget for budget in budgets if not low < budget < high]
-    if wrong or not budgets:
+def check_shares(name: str, shares: Sequence[float]) -> None:
+    """Refuse an empty list of budgets, and any that is not strictly between 0 and 1 (ValueError)."""
+    wrong = [share for share in shares if not 0 < share < 1]
+    if wrong or not shares:
         raise ValueError(
-            f"`{name}` must be at least one number above {low:g} and below {high:g}; "
+            f"`{name}` must be at least one number above 0 and below 1; "
             f"got {wrong[0] if wrong else 'none'}. Zero would attack nothing: leave the attack out instead."
         )

@@ -23,7 +23,7 @@ from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
 from expunge.auditing.judgement import knows, reference, verdict
 from expunge.auditing.material import Material, choose, claim, gather
 from expunge.auditing.options import AuditOptions
-from expunge.auditing.running import Case, Found, Session, attack_all
+from expunge.auditing.running import Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
@@ -91,6 +91,7 @@ def audit(
     loaded = time.perf_counter()
     session = _session(material, options, folder, targets, entries)
     cases, chance = subjects.cases(targets, material.probes, entries)
+    announce(chosen, cases, session)
     tried, found = _attack(chosen, cases, chance, session)
     timings = {"load": loaded - started, "attacks": time.perf_counter() - loaded}
     record = _record([*tried, *absent], found, material, options).model_copy(

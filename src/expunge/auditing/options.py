@@ -54,6 +54,5 @@ class AuditOptions:
     def take(cls, settings: Mapping[str, Any]) -> tuple[AuditOptions, dict[str, Any]]:
         """Split options of the audit from the rest."""
         mine = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in settings.items() if k in mine}), {
-            k: v for k, v in settings.items() if k not in mine
-        }
+        chosen = {k: float(v) if k == "seconds" else v for k, v in settings.items() if k in mine}
+        return cls(**chosen), {k: v for k, v in settings.items() if k not in mine}

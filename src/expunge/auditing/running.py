@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
         findings = attack.run(case.target, case.probes, session.setting())
         advance(1, "")
     seconds = time.perf_counter() - started
-    check(attack.name, findings, len(case.probes.forget))
+    findings = checked(attack.name, findings, len(case.probes.forget))
     case.target.model.eval()
     if weights_hash(case.target.model) != case.weights:
         raise _ChangedError(
@@ -164,6 +164,29 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
         )
     kept = session.store.keep(attack.name, case.column, key, findings, seconds)
     return kept.findings, seconds
+
+
+def announce(attacks: Sequence[Attack], cases: Sequence[Case], session: Session) -> None:
+    """Say what the whole audit costs, before it starts."""
+    costs = [_cost(attack, case, session) for attack in attacks for case in cases]
+    able = [cost for cost in costs if cost is not None]
+    whole = Cost(
+        sum(cost.forward_tokens for cost in able),
+        sum(cost.backward_tokens for cost in able),
+        sum(cost.generated_tokens for cost in able),
+    )
+    columns = ", ".join(case.column for case in cases)
+    title = f"{len(attacks)} attacks on {columns}: {announced(whole, len(able) * session.seconds)}"
+    with session.reporter.phase(title, 1) as advance:
+        advance(1, "")
+
+
+def _cost(attack: Attack, case: Case, session: Session) -> Cost | None:
+    """None for an attack that will not run; why is said when its turn comes."""
+    try:
+        return None if attack.obstacle(case.probes, session.setting()) else attack.cost(case.probes)
+    except Exception:
+        return None
 
 
 def announced(cost: Cost, seconds: float) -> str:
@@ -175,8 +198,8 @@ def announced(cost: Cost, seconds: float) -> str:
     return "about " + (", ".join(words) or "nothing") + bound
 
 
-def check(name: str, findings: Findings, records: int) -> None:
-    """Refuse findings that cannot be counted; a user's own attack may give any.
+def checked(name: str, findings: Findings, records: int) -> Findings:
+    """Findings in plain types; what cannot be counted is refused, for a user's own attack may give anything.
 
     Raises:
         ValueError: Says which rule they break.
@@ -192,6 +215,12 @@ def check(name: str, findings: Findings, records: int) -> None:
     short = [budget for budget, flags in findings.curve.items() if len(flags) != records]
     if short:
         raise ValueError(f"`curve` must hold one flag per record ({records}); at {short[0]} it does not.")
+    plain = [
+        replace(found, score=float(found.score), recovered=bool(found.recovered))
+        for found in findings.recoveries
+    ]
+    curve = {float(budget): [bool(flag) for flag in flags] for budget, flags in findings.curve.items()}
+    return replace(findings, recoveries=plain, curve=curve)
 
 
 def result(findings: Findings, seconds: float, seed: int) -> Result:

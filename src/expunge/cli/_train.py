@@ -106,10 +106,29 @@ def run(
     holdout: Annotated[
         str | None, Parameter(help="Records of the same kind, never seen by the model: the control.")
     ] = None,
-    model: Model = "smollm2-135m",
+    model: Annotated[
+        str | None, Parameter(help="Local folder, Hub id, or smollm2-135m (the embedded default).")
+    ] = None,
     method: Annotated[str | None, Parameter(help="See expunge list methods. Default: ngdiff.")] = None,
     control: Annotated[
         str | None, Parameter(help="A model that never saw the forget records, measured as well.")
+    ] = None,
+    after: Annotated[
+        Path | None, Parameter(help="An earlier run to continue: what it removed stays removed.")
+    ] = None,
+    forgotten: Annotated[
+        list[str] | None,
+        Parameter(
+            help="--after: an earlier forget set that has moved; once per earlier request, in their order.",
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = None,
+    original: Annotated[
+        str | None, Parameter(help="--after: the model before the first request, if it has moved.")
+    ] = None,
+    neighbours: Annotated[
+        Path | None, Parameter(help="Folder of expunge neighbours: what is easily lost is kept with care.")
     ] = None,
     config: Annotated[
         Path | None, Parameter(help="YAML file of settings; --set and --method win over it.")
@@ -133,12 +152,16 @@ def run(
         set_, config, seed=seed, template=template, method=method
     )
     result = api.unlearn(
-        model,
+        model or (None if after else "smollm2-135m"),
         forget=forget,
         retain=retain,
         holdout=holdout,
         **settings,
         control=control,
+        after=after,
+        forgotten=forgotten or (),
+        original=original,
+        neighbours=neighbours,
         output=output,
         resume=resume,
         overwrite=overwrite,

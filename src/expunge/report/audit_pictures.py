@@ -68,7 +68,7 @@ def _curve(entry: AttackEntry, number: int) -> Panel | None:
         for column in COLUMNS
         if column in entry.results
     }
-    lines = {column: points for column, points in lines.items() if points}
+    lines = {column: points for column, points in lines.items() if len(points) > 1}
     if not lines:
         return None
     axis = next(entry.results[column].axis for column in lines) or "budget"
