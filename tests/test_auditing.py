@@ -31,12 +31,12 @@ SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "audit.schema.json"
 
 @pytest.fixture(scope="module")
 def original(tokenizer):
-    return world.taught(RETAIN + FORGET, tokenizer)
+    return world.taught(world.KEPT + world.GONE, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def control(tokenizer):
-    return world.taught(RETAIN, tokenizer)
+    return world.taught(world.KEPT, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def hidden(original, tokenizer):
 @pytest.fixture(scope="module")
 def never(tokenizer):
     """Another model that never saw the forget records."""
-    return world.taught([*RETAIN, *conftest.rows(("Oda Olive",))], tokenizer)
+    return world.taught((*world.KEPT, "Oda Olive"), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_an_attack_of_the_users_own_file(hidden, tokenizer, tmp_path):
     assert found.attack("first-tokens").results["unlearned"].recovered.value > 0.5
     with pytest.raises(UsageError, match=r"refused its settings: `tokens` must be at least 1; got 0"):
         attacks.make_attack(place, {"tokens": 0})
-    with pytest.raises(UsageError, match="tokens must be a valid integer.*got 'many'"):
+    with pytest.raises(UsageError, match=r"tokens must be a valid integer.*got 'many'"):
         attacks.make_attack(place, {"tokens": "many"})
     (tmp_path / "bare.py").write_text("class Bare:\n    name = 'bare'\n")
     with pytest.raises(UsageError, match=r"must have name, family, line.*Bare lacks family, line"):
