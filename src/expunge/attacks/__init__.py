@@ -36,7 +36,16 @@ PLAIN: Final = "prompt"
 _NONE = {
     "prompt": "expunge.attacks.plain:Prompt",
 }
-_INPUT: dict[str, str] = {}
+_INPUT = {
+    "templates": "expunge.attacks.templates:Templates",
+    "paraphrases": "expunge.attacks.templates:Paraphrases",
+    "shifts": "expunge.attacks.shifts:Shifts",
+    "prefix": "expunge.attacks.prefix:Prefix",
+    "few-shot": "expunge.attacks.few_shot:FewShot",
+    "multi-turn": "expunge.attacks.multi_turn:MultiTurn",
+    "jailbreak": "expunge.attacks.jailbreak:Jailbreak",
+    "composed": "expunge.attacks.composed:Composed",
+}
 _SAMPLING: dict[str, str] = {}
 _EMBEDDING: dict[str, str] = {}
 _ACTIVATIONS: dict[str, str] = {}

@@ -38,6 +38,13 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, Parameter(help="Continue the interrupted run in --output.", negative=())]
 Overwrite = Annotated[bool, Parameter(help="Replace the earlier run in --output.", negative=())]
+Redact = Annotated[
+    bool,
+    Parameter(help="Keep every record's text out of record.json and report.html.", negative=()),
+]
+TrustRemoteCode = Annotated[
+    bool, Parameter(help="Let a model run code that it brings along. Never by default.", negative=())
+]
 Settings = Annotated[
     list[str] | None,
     Parameter(
