@@ -362,6 +362,18 @@ def test_an_attack_of_the_users_own_file(hidden, tokenizer, tmp_path):
 # --- parts
 
 
+def test_every_attack_of_the_registry_has_its_name_and_family():
+    for name in attacks.ATTACKS:
+        attack = attacks.make_attack(name)
+        assert (attack.name, attack.family) == (name, attacks.family_of(name))
+        assert attack.line.endswith(".")
+        assert "\n" not in attack.line
+    assert set(attacks.ATTACKS) > attacks.ON_REQUEST
+    assert next(iter(attacks.ATTACKS)) == attacks.PLAIN
+    assert set(attacks.lines()) == set(attacks.ATTACKS)
+    assert attacks.make_attack("relearn-retain", {"rows": "4"}).rows == 4
+
+
 def test_choose_best_is_the_worst_case_per_record(hidden, tokenizer):
     target, probes = (
         Target("unlearned", hidden, tokenizer),

@@ -67,7 +67,8 @@ def audit(
         original: The model before unlearning: shows that the records were known, and lends itself to attacks
             that borrow from it.
         control: A model that never saw the forget records. Without one, `holdout` records stand in.
-        attacks: Names from `expunge list attacks`, FILE.py:NAME, or attacks; None: all that can run here.
+        attacks: Names from `expunge list attacks`, FILE.py:NAME, or attacks; None: all that can run
+            here, but for near relatives of others (`ON_REQUEST`).
         **settings: Fields of `AuditOptions`; `template`, `max_length`, `bf16`, `seed` and other fields of
             `UnlearningArguments`; fields of an attack as `{"relearn:steps": 10}`.
 

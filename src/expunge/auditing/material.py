@@ -13,6 +13,7 @@ from expunge import api, output
 from expunge.arguments import UnlearningArguments
 from expunge.attacks import (
     ATTACKS,
+    ON_REQUEST,
     PLAIN,
     Attack,
     Probes,
@@ -130,13 +131,14 @@ def choose(
     """The attacks to run, the plain prompt first; and entries for those whose library is missing.
 
     Args:
-        attacks: Names and attacks; None is all.
+        attacks: Names and attacks; None is all but near relatives of others.
         settings: ATTACK:FIELD -> value.
 
     Raises:
         UsageError: A name or a setting is unknown, or stands there twice.
     """
-    wanted = list(ATTACKS) if attacks is None else list(attacks)
+    every = [name for name in ATTACKS if name not in ON_REQUEST]
+    wanted: list[str | Attack] = list(every) if attacks is None else list(attacks)
     if not wanted:
         raise UsageError("--attacks must name at least one attack; got none. See expunge list attacks.")
     names = [one if isinstance(one, str) else one.name for one in wanted]
