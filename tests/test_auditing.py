@@ -256,6 +256,29 @@ class Odd:
         return Findings([Recovery(2.0 if self.fault == "score" else 0.0, False)] * count)
 
 
+def test_an_attack_that_fails_on_the_control_alone_has_no_outcome(hidden, control, tokenizer):
+    found = expunge.audit(
+        hidden, tokenizer, **SETS, control=control, attacks=["prompt", Picky(), FirstTokens()], **QUICK
+    ).record
+    assert found.attack("picky").judgement.outcome == "unjudged"
+    why = {one.name: one.why for one in found.untried}
+    assert "Not on control: It failed with RuntimeError: not this one" in why["picky"]
+    assert any("picky had no control" in reason for reason in found.verdict.reasons)
+    assert found.verdict.word == "suppressed"
+
+
+@dataclass(frozen=True)
+class Picky(FirstTokens):
+    """Fails on a control."""
+
+    name: ClassVar[str] = "picky"
+
+    def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
+        if target.role == "control":
+            raise RuntimeError("not this one")
+        return super().run(target, probes, setting)
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "why"),
     [
@@ -357,6 +380,18 @@ def test_an_attack_of_the_users_own_file(hidden, tokenizer, tmp_path):
     (tmp_path / "bare.py").write_text("class Bare:\n    name = 'bare'\n")
     with pytest.raises(UsageError, match=r"must have name, family, line.*Bare lacks family, line"):
         attacks.make_attack(f"{tmp_path / 'bare.py'}:Bare")
+
+
+def test_the_attack_of_the_documentation_runs(hidden, tokenizer, tmp_path):
+    text = (SCHEMA.parent / "audit.md").read_text(encoding="utf-8")
+    (tmp_path / "politely.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    place = f"{tmp_path / 'politely.py'}:Politely"
+    found = expunge.audit(
+        hidden, tokenizer, **SETS, attacks=["prompt", place], **{f"{place}:ways": "3"}, **QUICK
+    ).record
+    assert found.attack("politely").status == "done"
+    assert found.attack("politely").results["unlearned"].tries == 3 * len(FORGET)
+    assert found.attack("politely").cost.generated_tokens > 0
 
 
 # --- parts

@@ -185,6 +185,7 @@ def _reasons(attacks: Sequence[AttackEntry]) -> Iterable[str]:
     if "original" not in plain.results:
         yield "No original model was given: whether the records were ever known to it was not shown."
     told = {
+        "unjudged": "{} had no control to compare with." if column else "",
         "blunt": "{} told nothing: the control gives up as much, or too few records were asked.",
         "unfinished": "{} ran out of time.",
     }
@@ -194,7 +195,7 @@ def _reasons(attacks: Sequence[AttackEntry]) -> Iterable[str]:
             for entry in _judged(attacks)
             if entry.judgement is not None and entry.judgement.outcome == outcome
         ]
-        if names:
+        if names and text:
             yield text.format(_listed(names))
     left = [entry.name for entry in attacks if entry.status != "done"]
     if left:
