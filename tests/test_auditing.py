@@ -407,6 +407,8 @@ def test_every_attack_of_the_registry_has_its_name_and_family():
     assert next(iter(attacks.ATTACKS)) == attacks.PLAIN
     assert set(attacks.lines()) == set(attacks.ATTACKS)
     assert attacks.make_attack("relearn-retain", {"rows": "4"}).rows == 4
+    assert attacks.make_attack("relearn", {"steps": "3, 9"}).steps == (3, 9)
+    assert attacks.make_attack("relearn", {"steps": 3}).steps == (3,)
 
 
 def test_choose_best_is_the_worst_case_per_record(hidden, tokenizer):

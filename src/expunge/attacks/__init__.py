@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -202,6 +202,8 @@ def _made(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        value = [word.strip() for word in str(value).split(",")]
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:

@@ -181,6 +181,12 @@ def claim(options: AuditOptions, material: Material) -> Path | None:
     """
     if options.output is None:
         return None
+    folder = Path(options.output)
+    if others := [name for name in ("record.json", "comparison.json") if (folder / name).is_file()]:
+        raise UsageError(
+            f"--output must not be a run's folder, whose page would be lost; {folder} holds {others[0]}. "
+            f"Name another, such as {folder / 'audit'}."
+        )
     places = [s.place for s in material.sources.values() if isinstance(s.place, str | Path)]
     read = [*map(Path, places), *(Path(records.source) for records in material.sets.values())]
-    return output.claim(Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=read)
+    return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=read)
