@@ -21,8 +21,10 @@ from expunge import UsageError, attacks
 from expunge.attacks.attack import Cost, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.choose_best import ChooseBest
 from expunge.audit_record import AUDIT_SCHEMA, AuditRecord, read_audit, write_audit
+from expunge.auditing.running import announced
 from expunge.auditing.subjects import cases, halved
 from expunge.models import weights_hash
+from expunge.progress import Silent
 
 SETS = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
 BOTH = ["prompt", FirstTokens()]
@@ -409,6 +411,25 @@ def test_every_attack_of_the_registry_has_its_name_and_family():
     assert attacks.make_attack("relearn-retain", {"rows": "4"}).rows == 4
     assert attacks.make_attack("relearn", {"steps": "3, 9"}).steps == (3, 9)
     assert attacks.make_attack("relearn", {"steps": 3}).steps == (3,)
+
+
+def test_the_cost_is_said_before_an_attack_starts(hidden, tokenizer):
+    told: list[str] = []
+
+    class Telling(Silent):
+        def phase(self, title, total):
+            told.append(title)
+            return super().phase(title, total)
+
+    Counting.runs.clear()
+    expunge.audit(hidden, tokenizer, **SETS, attacks=[Counting()], seconds=60, reporter=Telling(), **QUICK)
+    assert told[0].startswith("2 attacks on unlearned, holdout: tokens: ")
+    assert told[0].endswith("at most 240 s")
+    read = Counting().cost(Probes(world.records(FORGET))).forward_tokens
+    assert f"counting on unlearned (tokens: {read} read; at most 60 s)" in told
+    assert announced(Cost(95, 12_345, 234_900), float("inf")) == (
+        "tokens: 95 read, 12k differentiated, 235k written"
+    )
 
 
 def test_choose_best_is_the_worst_case_per_record(hidden, tokenizer):
