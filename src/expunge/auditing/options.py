@@ -54,5 +54,7 @@ class AuditOptions:
     def take(cls, settings: Mapping[str, Any]) -> tuple[AuditOptions, dict[str, Any]]:
         """Split options of the audit from the rest."""
         mine = {f.name for f in dataclasses.fields(cls)}
-        chosen = {k: float(v) if k == "seconds" else v for k, v in settings.items() if k in mine}
+        chosen: dict[str, Any] = {
+            k: float(v) if k == "seconds" else v for k, v in settings.items() if k in mine
+        }
         return cls(**chosen), {k: v for k, v in settings.items() if k not in mine}
