@@ -93,6 +93,18 @@ def share(
     return mean(values, seed=seed, groups=groups, resamples=resamples)
 
 
+def proportion(successes: int, tries: int) -> Metric:
+    """Chance of a success in independent tries, with the exact interval of Clopper and Pearson (1934).
+
+    Raises:
+        ValueError: No try, or more successes than tries.
+    """
+    if not 0 <= successes <= tries or tries < 1:
+        raise ValueError(f"`successes` must be among `tries`, at least 1; got {successes} of {tries}.")
+    low, high = _exact(successes, tries)
+    return Metric(value=successes / tries, low=low, high=high, n=tries)
+
+
 def membership_auc(
     members: Sequence[float],
     others: Sequence[float],

@@ -161,6 +161,11 @@ class Shifts:
     def __post_init__(self) -> None:
         at_least("variants", self.variants)
         at_least("groups", len(self.groups))
+        known = get_args(Group)
+        if unknown := [group for group in self.groups if group not in known]:
+            raise ValueError(
+                f"`groups` must be among {', '.join(known)}; got {unknown[0]!r}. Correct the name."
+            )
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         """None: it needs nothing."""
