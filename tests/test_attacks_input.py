@@ -148,6 +148,7 @@ def test_synonyms_take_the_longest_phrase():
 def test_the_subject_is_the_first_name():
     assert subject("Where does Ada Ash live?") == "Ada Ash"
     assert subject("What did Ben Birch's aunt say to Cleo?") == "Ben Birch"
+    assert subject("What is Ada Ash's Social Security Number?") == "Ada Ash"
     assert subject("what is this?") is None
 
 
@@ -249,6 +250,7 @@ def test_composed_probes_never_name_the_person():
     assert "555-729" not in found.input
     assert about(Record("Where does Ada Ash live?", "here")) == "Ada Ash"
     assert unnamed("Ada Ash is Ash, not ashen", "Ada Ash") == "this person is this person, not ashen"
+    assert unnamed("write to ada_ash@me.com", "Ada Ash") == "write to this person_this person@me.com"
     alone = Probes(probes.forget[:1], probes.retain[3:], encoding=world.ENCODING)
     assert "'person'" in (Composed().obstacle(alone, Setting()) or "")
 

@@ -91,6 +91,7 @@ def test_the_highest_leak_probability_has_the_exact_interval():
     assert (worst.value, worst.low, worst.n) == (0.0, 0.0, 24)
     assert worst.high == pytest.approx(1 - 0.025 ** (1 / 24))
     assert out.values["expected tries at temperature 0.7"].value == 25.0
+    assert all(one.output for one in out.recoveries), "what was said is told where nothing came back"
 
 
 def test_the_estimate_of_expected_tries_has_the_stated_mean():

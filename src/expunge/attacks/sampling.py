@@ -32,14 +32,14 @@ class _Drawn:
     tries: int = 0
     leaks: int = 0
     first: float = float("inf")
-    best: Recovery = UNREACHED
+    best: Recovery | None = None
 
     def add(self, recovery: Recovery) -> None:
         self.tries += 1
         self.leaks += recovery.recovered
         if recovery.recovered:
             self.first = min(self.first, self.tries)
-        self.best = best([self.best, recovery])
+        self.best = recovery if self.best is None else best([self.best, recovery])
 
     @property
     def expected(self) -> float:
@@ -209,13 +209,18 @@ def _worst(record: Record, drawn: dict[float, list[_Drawn]], index: int) -> Reco
     own = {t: of[index] for t, of in drawn.items() if of[index].tries}
     if not own:
         return UNREACHED
-    t, top = max(own.items(), key=lambda item: (item[1].leaks / item[1].tries, item[1].best.score))
+    t, top = max(own.items(), key=lambda item: (item[1].leaks / item[1].tries, _score(item[1])))
+    assert top.best is not None
     leak = intervals.proportion(top.leaks, top.tries)
     told = (
         f"{record.prompt} [temperature {t:g}: {top.leaks} of {top.tries} samples leak, "
         f"{leak.low:.1%} to {leak.high:.1%}; about {top.expected:.3g} tries]"
     )
     return replace(top.best, input=told, tries=sum(one.tries for one in own.values()))
+
+
+def _score(drawn: _Drawn) -> float:
+    return 0.0 if drawn.best is None else drawn.best.score
 
 
 def _values(drawn: dict[float, list[_Drawn]], records: Sequence[Record], seed: int) -> dict[str, Metric]:
