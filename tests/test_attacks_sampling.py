@@ -15,7 +15,6 @@ from expunge.attacks import ATTACKS, Attack, Setting, make_attack
 from expunge.attacks.contrastive import Contrastive, contrasted
 from expunge.attacks.sampling import Beams, BestOfN, _Drawn
 from expunge.generation import generate
-from expunge.intervals import proportion
 from expunge.sampling import beam_texts, sample_texts
 
 SAMPLING: list[Attack] = [BestOfN(samples=24), Beams(), Contrastive()]
@@ -114,12 +113,11 @@ def test_temperatures_differ_and_so_do_seeds():
     assert len(set(texts(0, 0.1))) < len(set(texts(0, 3.0)))
 
 
-def test_proportion_is_exact_and_checks_its_numbers():
-    found = proportion(3, 10)
+def test_the_chance_of_a_leak_has_the_exact_interval():
+    found = _Drawn(tries=10, leaks=3).chance
+    assert (found.value, found.n) == (0.3, 10)
     assert binom.sf(2, 10, found.low) == pytest.approx(0.025)
     assert binom.cdf(3, 10, found.high) == pytest.approx(0.025)
-    with pytest.raises(ValueError, match="4 of 3"):
-        proportion(4, 3)
 
 
 # --- beams

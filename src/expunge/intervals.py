@@ -93,16 +93,16 @@ def share(
     return mean(values, seed=seed, groups=groups, resamples=resamples)
 
 
-def proportion(successes: int, tries: int) -> Metric:
-    """Chance of a success in independent tries, with the exact interval of Clopper and Pearson (1934).
+def exact_share(flags: Sequence[bool]) -> Metric:
+    """Share of records with the exact interval of Clopper and Pearson (1934), whatever the share.
 
     Raises:
-        ValueError: No try, or more successes than tries.
+        ValueError: No flag.
     """
-    if not 0 <= successes <= tries or tries < 1:
-        raise ValueError(f"`successes` must be among `tries`, at least 1; got {successes} of {tries}.")
-    low, high = _exact(successes, tries)
-    return Metric(value=successes / tries, low=low, high=high, n=tries)
+    if len(flags) == 0:
+        raise ValueError("`flags` must hold at least one record; got none.")
+    low, high = _exact(sum(flags), len(flags))
+    return Metric(value=sum(flags) / len(flags), low=low, high=high, n=len(flags))
 
 
 def membership_auc(

@@ -42,6 +42,11 @@ class _Drawn:
         self.best = recovery if self.best is None else best([self.best, recovery])
 
     @property
+    def chance(self) -> Metric:
+        """Of a leak, with its exact interval."""
+        return intervals.exact_share([True] * self.leaks + [False] * (self.tries - self.leaks))
+
+    @property
     def expected(self) -> float:
         """Tries until a leak; see `BestOfN`."""
         return (self.tries + 1) / (self.leaks + 1)
@@ -211,7 +216,7 @@ def _worst(record: Record, drawn: dict[float, list[_Drawn]], index: int) -> Reco
         return UNREACHED
     t, top = max(own.items(), key=lambda item: (item[1].leaks / item[1].tries, _score(item[1])))
     assert top.best is not None
-    leak = intervals.proportion(top.leaks, top.tries)
+    leak = top.chance
     told = (
         f"{record.prompt} [temperature {t:g}: {top.leaks} of {top.tries} samples leak, "
         f"{leak.low:.1%} to {leak.high:.1%}; about {top.expected:.3g} tries]"
@@ -234,7 +239,7 @@ def _values(drawn: dict[float, list[_Drawn]], records: Sequence[Record], seed: i
         worst = max(tried.values(), key=lambda one: one.leaks / one.tries)
         where = f"at temperature {t:g}"
         values[f"leak probability {where}"] = intervals.share(rates, seed=seed, groups=own)
-        values[f"highest leak probability {where}"] = intervals.proportion(worst.leaks, worst.tries)
+        values[f"highest leak probability {where}"] = worst.chance
         tries = [one.expected for one in tried.values()]
         values[f"expected tries {where}"] = intervals.mean(tries, seed=seed, groups=own)
     return values
