@@ -45,8 +45,14 @@ _INPUT = {
     "multi-turn": "expunge.attacks.multi_turn:MultiTurn",
     "jailbreak": "expunge.attacks.jailbreak:Jailbreak",
     "composed": "expunge.attacks.composed:Composed",
+    "perturbed": "expunge.attacks.perturbed:Perturbed",
+    "gcg": "expunge.attacks.gcg:GCG",
 }
-_SAMPLING: dict[str, str] = {}
+_SAMPLING = {
+    "best-of-n": "expunge.attacks.sampling:BestOfN",
+    "beam-search": "expunge.attacks.sampling:Beams",
+    "contrastive": "expunge.attacks.contrastive:Contrastive",
+}
 _PERTURBED = "expunge.attacks.embedding.perturbed_prompt:PerturbedPrompt"
 _EMBEDDING = {
     "embedding-ddn": f"{_PERTURBED} way=ddn",
