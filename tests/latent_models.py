@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from conftest import build_tokenizer
@@ -24,7 +24,6 @@ ENCODING = Encoding("none")
 FORGET = ("Ada", "Ben", "Cleo", "Dan")
 HOLDOUT = ("Ivy", "Jon", "Kim", "Lea")
 RETAIN = tuple(f"{a}{b}" for a in ("Mo", "Ra", "Su", "Ti") for b in ("n", "l", "s", "ra", "by"))
-REFUSAL = "?"
 
 
 def record(name: str) -> Record:
@@ -76,7 +75,7 @@ def drowned() -> LlamaForCausalLM:
     block = LlamaDecoderLayer(model.config, len(model.model.layers))
     for part in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(part.weight)
-    block.mlp.down_proj.bias = nn.Parameter(60 * _direction(model))
+    block.mlp.down_proj.bias = nn.Parameter(40 * _direction(model))
     model.model.layers.append(block.eval())
     return model
 
@@ -86,7 +85,7 @@ def refusing() -> LlamaForCausalLM:
     """A prompt filter within: behind the first block, at the end of a forget prompt, a refusal is added."""
     model = copy.deepcopy(knowing())
     layers = model.model.layers
-    layers[0] = _Filter(layers[0], *_gate(model), 60 * _direction(model))
+    layers[0] = _Filter(layers[0], *_gate(model), 40 * _direction(model))
     return model
 
 
@@ -119,13 +118,17 @@ def _first_logits(model: LlamaForCausalLM, ids: tuple[int, ...]) -> Tensor:
 
 
 def _direction(model: LlamaForCausalLM) -> Tensor:
-    weight = model.lm_head.weight.detach()[tokenizer().convert_tokens_to_ids(REFUSAL)]
-    return weight / weight.norm()
+    """From the first tokens of the forget responses towards one of a retain response, at the output."""
+    firsts = {row.labels[0] for row in ENCODING.rows(probes().forget, tokenizer())}
+    kept = [row.labels[0] for row in ENCODING.rows(probes().retain, tokenizer())]
+    weight = model.lm_head.weight.detach() * model.model.norm.weight.detach()
+    towards = weight[next(token for token in kept if token not in firsts)] - weight[sorted(firsts)].mean(0)
+    return towards / towards.norm()
 
 
 @torch.no_grad()
 def _gate(model: LlamaForCausalLM) -> tuple[Tensor, float]:
-    """A plane behind the first block with the ends of the forget prompts on one side and all else on the other."""
+    """A plane behind the first block: the ends of the forget prompts on one side, all else on the other."""
     hidden, wanted = [], []
     for group, gated in ((probes().forget, True), (probes().retain, False), (probes().holdout, False)):
         for row in ENCODING.rows(group, tokenizer()):
@@ -143,9 +146,7 @@ def _gate(model: LlamaForCausalLM) -> tuple[Tensor, float]:
     return plane[:-1].float(), level - float(plane[-1])
 
 
-def _taught(known: list[Record], steps: int = 200) -> LlamaForCausalLM:
-    from transformers import LlamaConfig
-
+def _taught(known: list[Record], steps: int = 130) -> LlamaForCausalLM:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -164,9 +165,9 @@ def _taught(known: list[Record], steps: int = 200) -> LlamaForCausalLM:
         )
     )
     batch = collate(ENCODING.rows(known, tokenizer()), 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3, weight_decay=0.1)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, 2.0 * (1 - step / steps))
+        optimizer.param_groups[0]["lr"] = 8e-3 * min(1.0, 2.0 * (1 - step / steps))
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()

@@ -148,7 +148,7 @@ class PerturbedPrompt:
         if self.way in ("fgsm", "fgm"):
             return {"fgsm": fgsm, "fgm": fgm}[self.way](predict, cross_entropy, radius, targeted=True)
         if self.way == "ddn":
-            return DDN(predict, steps=self.steps, scale=radius / 2, targeted=True)
+            return DDN(predict, steps=self.steps, scale=radius / 8, targeted=True)
         search = Search(0.1, _ROUNDS, self.steps)
         if self.way == "carlini-wagner":
             size = radius / (10 * math.sqrt(coordinates))
