@@ -17,11 +17,14 @@ from expunge.benchmarks import BENCHMARKS, HARNESS
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
 from expunge.callbacks import StopWhenLearned, Ticker
+from expunge.chain import Chain, read_chain
+from expunge.continuation import account, pack
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import load_model
+from expunge.models import CausalModel, load_model, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
@@ -35,8 +38,9 @@ PASSES = 15
 Data = str | Path | Records | Iterable[Record | Mapping[str, Any]]
 
 
+@exclusive
 def unlearn(
-    model: ModelSource,
+    model: ModelSource | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     forget: Data,
@@ -48,7 +52,8 @@ def unlearn(
     """Remove the forget records from a model, keep the rest, and measure both.
 
     Args:
-        model: A local folder, a Hub id, `smollm2-135m`, or a model in memory (trained in place).
+        model: A local folder, a Hub id, `smollm2-135m`, or a model in memory (trained in place). With `after`
+            it is the result of that run, and need not be given.
         tokenizer: Needed with a model in memory.
         forget: Records to remove: a path, a Hub id, or a list of `{"prompt": …, "response": …}`.
         retain: Records to keep.
@@ -71,42 +76,50 @@ def unlearn(
     name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
     args = arguments(settings, options, name)
+    origin, chain = _origin(model, options)
     sets = read_sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
+    luggage = pack(sets, chain, options.neighbours)
     for source in missing(recipe, sets, args):
         hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
         raise UsageError(
             f"method {recipe.name} needs {source} records; none are given. "
             f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
         )
-    folder = claim(options, [model, options.control, forget, retain, holdout])
-    run = Run(options.kind, args, sets, options, folder)
-    loaded, tokenizer = run.load(model, tokenizer, "before")
+    inputs = [origin, options.control, options.original, options.neighbours, forget, retain, holdout]
+    folder = claim(options, inputs)
+    own = sets | luggage.sets
+    run = Run(options.kind, args, own, options, folder, benchmark=options.benchmark, chain=chain)
+    run.companions, run.notes = luggage.companions, luggage.notes
+    loaded, tokenizer = run.load(origin, tokenizer, "before")
+    if chain:
+        chain.check_result(run.models["before"].sha256, given=model is not None)
     finished = run.unfinished()
     run.derive(recipe, loaded, tokenizer)
     unlearner = _prepare(run, loaded, tokenizer, recipe)
+    account(run, unlearner, tokenizer)
     run.accept()
     if options.evaluate:
+        if options.control is not None:  # first: metrics that compare with a reference take it
+            run.evaluate("control", *run.load(options.control, tokenizer, "control"))
         run.evaluate("before", loaded, tokenizer)
     if finished:
-        loaded, state = load_model(_written(folder) / "model"), _state(finished)
-        loaded.to(args.device)  # type: ignore[arg-type]
+        loaded, state = _written(run, finished), _state(finished)
     else:
         state = _train(run, unlearner, f"Forgetting ({recipe.name})")
         loaded = unlearner.delivered()  # type: ignore[assignment]
-    settled = configuration(args, recipe)
+    settled = configuration(args, recipe) | run.asked
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
         run.describe("after", f"{recipe.name} at step {step}", loaded)
-        run.save(loaded, tokenizer)
+        if not finished:
+            run.save(loaded, tokenizer)
         if options.evaluate:
             run.record(settled, recipe.name, state)  # what is known so far survives an interruption
             run.evaluate("after", loaded, tokenizer)
-            if options.control is not None:
-                run.evaluate("control", *run.load(options.control, tokenizer, "control"))
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(settled, recipe.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, settled, recipe.name, state), folder)
 
 
+@exclusive
 def finetune(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -150,10 +163,10 @@ def finetune(
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(configuration(args, method), method.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, configuration(args, method), method.name, state), folder)
 
 
+@exclusive
 def evaluate(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -182,7 +195,7 @@ def evaluate(
     """
     options, settings = RunOptions.take({"kind": "evaluate"} | settings)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
-    chosen = _benchmark(
+    chosen = named_benchmark(
         benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
     )
     args = arguments(settings, options)
@@ -210,13 +223,23 @@ def evaluate(
     return Result(*loaded, run.record(settled), run.folder)
 
 
-def _benchmark(
+def named_benchmark(
     benchmark: str | Benchmark | Harness,
     data: str | Path | None,
     options: Mapping[str, Any],
     has_sets: bool,
 ) -> Benchmark | Harness | None:
-    """What to measure; None: the sets that are given."""
+    """What to measure; None: the sets that are given.
+
+    Args:
+        benchmark: A name from `expunge list benchmarks`, or one in memory.
+        data: Where a named benchmark's files are.
+        options: For its `load`.
+        has_sets: Whether the user gave sets of their own.
+
+    Raises:
+        UsageError: There is no such benchmark, it needs files, or it refuses them or an option.
+    """
     if not isinstance(benchmark, str):
         return benchmark
     if benchmark == "records":
@@ -254,6 +277,18 @@ def _harness(benchmark: str, data: str | Path | None, options: Mapping[str, Any]
         ) from None
 
 
+def _origin(model: ModelSource | None, options: RunOptions) -> tuple[ModelSource, Chain | None]:
+    """The model to begin with, and the runs that led to it."""
+    if options.after is None:
+        if options.forgotten or options.original is not None:
+            raise UsageError("--forgotten and --original belong to --after. Give it, or leave them out.")
+        if model is None:
+            raise UsageError("unlearn needs a model. Give --model, or --after to continue an earlier run.")
+        return model, None
+    chain = read_chain(Path(options.after), options.forgotten)
+    return chain.folder / "model" if model is None else model, chain
+
+
 def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:
     """The engine, and with `resume` the proof that the checkpoint is of this run."""
     sets = run.sets
@@ -267,11 +302,12 @@ def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: M
             sets.get("forget"),
             retain,
             sets.get("holdout"),
-            derived_datasets=run.derived,
+            derived_datasets=run.derived | run.companions,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot start: {error}") from error
     unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
+    unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
     if (checkpoint := _checkpoint(run)) is not None:
         try:
             unlearner.monitor.load(checkpoint)
@@ -299,6 +335,14 @@ def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
     return unlearner.monitor.state
 
 
+def _last(run: Run, settled: Mapping[str, Any], method: str, state: RunState) -> RunRecord:
+    """The record of the run as it ended; only once it is written may the checkpoints go."""
+    record = run.record(settled, method, state)
+    if "after" in run.models:
+        run.tidy()
+    return record
+
+
 def _usable(run: Run, state: RunState) -> bool:
     """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
     if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
@@ -314,9 +358,22 @@ def _state(record: RunRecord) -> RunState:
     )
 
 
-def _written(folder: Path | None) -> Path:
-    assert folder is not None
-    return folder
+def _written(run: Run, record: RunRecord) -> CausalModel:
+    """The model that an ended training left in the output folder.
+
+    Raises:
+        UsageError: It is not the one that the record tells of.
+    """
+    assert run.folder is not None
+    place = run.folder / "model"
+    model = load_model(place, trust_remote_code=run.options.trust_remote_code)
+    model.to(run.args.device)  # type: ignore[arg-type]
+    if weights_hash(model) != record.models["after"].sha256:
+        raise UsageError(
+            f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
+            "Give --overwrite to run again."
+        )
+    return model
 
 
 def _read(data: Data, name: str, options: RunOptions) -> Records:

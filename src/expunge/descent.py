@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge import shards
 from expunge.batching import concatenate
 from expunge.collate import IGNORED
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Offsets, shifted
 from expunge.defences.sharpness import uphill
 from expunge.derived import is_forget
-from expunge.gramian import GradientBuffers, inner
+from expunge.gramian import GradientBuffers, Keep, inner
 from expunge.inference import bare
 from expunge.methods import Method
 from expunge.objectives import Objective, TokenLogits
@@ -41,6 +42,7 @@ class Descent:
             several ranks, whose gradients are reduced in one backward pass per forward pass.
         hardening: Adversaries that the forget objectives face; with any, every objective has a backward pass
             of its own.
+        keep: How gradients wait for the others (see `GradientBuffers`).
     """
 
     def __init__(
@@ -53,25 +55,34 @@ class Descent:
         *,
         share: bool = True,
         hardening: Hardening | None = None,
+        keep: Keep = "fp32",
     ) -> None:
         self.hardening = hardening or Hardening()
         self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
         self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
+        self.keep = keep
         self.reference: LiveReference | None = None
         self.weighting = method.weighting
+        self.carried: dict[str, list[float]] = {}
         self.begin(repair=False, separate=True)
 
-    def begin(self, *, repair: bool, separate: bool) -> None:
+    def begin(self, *, repair: bool, separate: bool, carry: bool = False) -> None:
         """Start a step.
 
         Args:
             repair: Objectives on forget records, or on sets derived from them, take no part.
             separate: One backward pass per objective, whether or not the weighting needs it.
+            carry: Take the weights that the same objectives last had, if they had any, and one fused
+                backward pass.
         """
         objectives = self.method.objectives
         self.repair = repair
         self.active: list[Objective] = [o for o in objectives if not (repair and is_forget(o.source))]
-        self.separate = separate or self.weighting.needs_gramian or bool(self.hardening)
+        self._key = ",".join(objective.name for objective in self.active)
+        kept = separate or bool(self.hardening)
+        self.carrying = carry and not kept and self._key in self.carried
+        self.staleness: float | None = None
+        self.separate = kept or (self.weighting.needs_gramian and not self.carrying)
         self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
         self.tokens = 0
         self.batches: list[Mapping[str, Batch]] = []
@@ -79,7 +90,7 @@ class Descent:
         self.weights = torch.zeros(0, dtype=torch.float64)
         self.gramian: Tensor | None = None
         self.before: list[Tensor] = []
-        self._buffers = GradientBuffers(self.parameters, len(objectives))
+        self._buffers = GradientBuffers(self.parameters, len(self.active), self.keep)
         self._clock = time.perf_counter()
 
     @property
@@ -102,10 +113,10 @@ class Descent:
         self.batches.append(batches)
         self.counts = counts
         self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
-        shares = (self._separate if self.separate else self._fused)(model, batches, counts)
-        for name, share in shares.items():
-            self.losses[name] += share
-        return sum(shares.values())
+        found = (self._separate if self.separate else self._fused)(model, batches, counts)
+        for name, loss in found.items():
+            self.losses[name] += loss
+        return sum(found.values())
 
     def harden(self, model: nn.Module) -> None:
         """Take every forget gradient anew where the weights would undo forgetting fastest, once per step.
@@ -134,25 +145,30 @@ class Descent:
         count = len(self.active)
         losses = self.mean_over_ranks(torch.tensor(list(self.losses.values()), dtype=torch.float64))
         self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
-        gramian = self._buffers.gramian()[:count, :count] if self.separate else torch.zeros(count, count)
+        gramian = self._buffers.gramian() if self.separate else torch.zeros(count, count)
         finite = bool(losses.isfinite().all() and gramian.isfinite().all())
         self.weights = self._weigh(gramian, losses) if finite else torch.full((count,), math.nan)
         if not (self.weights.isfinite().all() and (self.separate or self._finite())):
-            for parameter in self.parameters:
-                parameter.grad = None
-            self._buffers.release()
+            self.discard()
             return False
         if self.separate:
             self.gramian = gramian
-            resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
-            self._buffers.combine(torch.cat([self.weights, resting]))
+            self._buffers.combine(self.weights)
+            self.staleness = self._staleness(gramian)
+            self.carried[self._key] = self.weights.tolist()
         if isinstance(self.weighting, Stateful) and not self.repair:
             self.weighting.observe(losses)
         return True
 
+    def discard(self) -> None:
+        """Drop the gradients of this step: nothing is to move."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._buffers.release()
+
     def remember(self) -> None:
         """Keep a copy of the parameters, just before the optimizer moves them."""
-        self.before = [parameter.detach().clone() for parameter in self.parameters]
+        self.before = [own.clone() for own in shards.shares(self.parameters)]
 
     def entry(self, step: int, learning_rate: float, *, clipped: bool) -> Step:
         """The log of this step, just after the optimizer moved the parameters; frees the gradients.
@@ -272,6 +288,8 @@ class Descent:
     def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""
         weighting = self.weighting
+        if self.carrying:
+            return torch.tensor(self.carried[self._key], dtype=torch.float64)
         if weighting.needs_gramian:
             return weighting(gramian, losses)
         objectives = self.method.objectives
@@ -279,9 +297,17 @@ class Descent:
         weights = weighting(torch.zeros(size, size), torch.zeros(size))
         return weights[[i for i, objective in enumerate(objectives) if objective in self.active]]
 
+    def _staleness(self, gramian: Tensor) -> float | None:
+        """Cosine of the direction under the weights carried so far with the one under this step's weights."""
+        if self._key not in self.carried:
+            return None
+        old, new = torch.tensor(self.carried[self._key], dtype=torch.float64), self.weights
+        lengths = float((old @ gramian @ old) * (new @ gramian @ new))
+        return float(old @ gramian @ new) / math.sqrt(lengths) if lengths > 0 else None
+
     def _finite(self) -> bool:
-        present = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return bool(torch.stack(torch._foreach_norm(present)).isfinite().all()) if present else True
+        gradient = [parameter.grad for parameter in self.parameters]
+        return math.isfinite(inner(gradient, gradient))
 
     def _norms(self) -> dict[str, float]:
         if self.gramian is None:
@@ -300,7 +326,7 @@ class Descent:
 
     def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
         """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
-        fall = (old - new.detach() for old, new in zip(self.before, self.parameters, strict=True))
+        fall = (old - shards.share(new) for old, new in zip(self.before, self.parameters, strict=True))
         products, length = self._buffers.products(fall, self._clip() if clipped else 1.0)
         return {
             name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0

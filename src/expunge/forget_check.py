@@ -15,7 +15,7 @@ from expunge.inference import Precision
 from expunge.record import Check
 from expunge.records import Record, Records, swap_responses
 from expunge.scoring import TokenScores
-from expunge.stopping import against_holdout, against_swaps
+from expunge.stopping import against_holdout, against_swaps, with_earlier
 from expunge.tables import Part, examine
 
 SWAPS = 3
@@ -45,16 +45,33 @@ def forget_check(
     forget: Records,
     holdout: Sequence[Encoded] | None,
     settings: CheckSettings,
+    earlier: Records | None = None,
 ) -> ForgetCheck | None:
     """A look at a fixed sample of forget records; None where there is nothing to compare them with.
 
     Args:
-        model: In training; scored in evaluation mode.
+        model: In training; scored in evaluation mode. With `earlier`, it is looked at once right now.
         tokenizer: Its tokenizer.
         forget: Records to forget.
         holdout: Rows never seen; None compares with other records' responses to the same prompt.
         settings: See `CheckSettings`.
+        earlier: Records that earlier requests removed: a look is met only while they stay forgotten.
     """
+    look = _one_set(model, tokenizer, forget, holdout, settings)
+    again = _one_set(model, tokenizer, earlier, holdout, settings) if earlier else None
+    if look is None or again is None:
+        return look
+    now, start = look, again(0)
+    return lambda step: with_earlier(now(step), again(step), start)
+
+
+def _one_set(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Records,
+    holdout: Sequence[Encoded] | None,
+    settings: CheckSettings,
+) -> ForgetCheck | None:
 
     def encoded(records: Sequence[Record], name: str) -> list[Encoded]:
         return settings.encoding.rows(records, tokenizer, name=name)

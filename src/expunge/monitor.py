@@ -6,7 +6,7 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import ranks
+from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
+from expunge.shards import shares
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
 from expunge.weightings import Stateful, Weighting
 
@@ -41,6 +44,7 @@ class RunState(BaseModel):
     checks: list[Check] = []
     stop: Stop | None = None
     weighting: dict[str, float] = {}
+    carried: dict[str, list[float]] = {}
 
 
 class Monitor:
@@ -96,17 +100,27 @@ class Monitor:
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
             self.method.weighting.reset()
         rule = self.method.step_size
-        if (self.method.budget or (rule and rule.rows)) and not self.state.start:
-            losses = self._measure()
-            self.state.start = losses.tolist()
+        if (self.method.budget or (rule and rule.rows)) and not self.state.steps:
+            losses, anchored = self._measure(self.model), bool(self.state.start)
+            self.state.start = self.state.start or losses.tolist()
             self._latest = (0, losses)
-            if self.phases:  # nothing is read before the merge: the record needs the start to compare with
-                self._read(0, 0.0)
-            elif self.method.budget:
+            if self.method.budget and not self.phases:
                 self._keep(0)
+            if self.method.budget and (self.phases or anchored):
+                # a merge is read at its end alone; an anchored run may be over budget already
+                self._read(0, 0.0)
         if self.check and self.check_every and not self.state.checks and self._look(0).met:
             reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
+
+    def anchor(self, first: nn.Module) -> None:
+        """Account the retain loss against another model's than that of the model at the start.
+
+        Args:
+            first: The model before an earlier run; it is measured on the probe, and not kept.
+        """
+        if self.probe and not self.state.steps:
+            self.state.start = self._measure(first).tolist()
 
     def line_due(self, step: int, rate: float) -> bool:
         """Whether the step-size rule measures along the update of this step (counted from 0)."""
@@ -180,9 +194,36 @@ class Monitor:
             return None
         return self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
-    def diverged(self, step: int) -> None:
-        """A loss, gradient or weight was not finite: the run ends; the last good state returns, if any."""
-        self.end(step, "diverged", f"A loss, gradient or weight was not finite at step {step}.")
+    def diverged(self, step: int, sentence: str = "A loss, gradient or weight was not finite") -> None:
+        """The run ends here, and the last good state returns, if there is any."""
+        self.end(step, "diverged", f"{sentence} at step {step}.")
+
+    def exploded(self, losses: Mapping[str, float]) -> str:
+        """What is to be said of a step's losses that left all bounds; nothing where they did not."""
+        first = self.state.steps[0].losses if self.state.steps else losses
+        return exploded(self.method, self.model, losses, first)
+
+    @property
+    def astray(self) -> bool:
+        """Whether the run diverged and no earlier state has been put back."""
+        stop = self.state.stop
+        return stop is not None and stop.reason == "diverged" and stop.restored_step is None
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of this run."""
+        return _read_state(checkpoint).fingerprint == self.state.fingerprint
+
+    def returned(self, step: int | None, which: str) -> Stop:
+        """Note that an earlier state has been put back.
+
+        Args:
+            step: Its optimizer steps.
+            which: What it is.
+        """
+        assert self.state.stop is not None
+        sentence = f"{self.state.stop.sentence} The state of step {step}, {which}, was restored."
+        self.state.stop = self.state.stop.model_copy(update={"restored_step": step, "sentence": sentence})
+        return self.state.stop
 
     def interrupted(self, step: int, *, resumable: bool) -> None:
         """The user asked to stop."""
@@ -197,6 +238,8 @@ class Monitor:
             rate: η.
             limit: The step limit.
         """
+        if self.state.stop is None and not self._finite():
+            self.diverged(step)
         if self.phases and self.state.stop is None:
             self._merge(step, rate, self.phases)
         elif self.method.budget and self.state.stop is None and not self._read_at(step):
@@ -215,10 +258,11 @@ class Monitor:
         if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
         good = self._restore()
-        which = "the start" if self.phases else "the last within budget"
-        sentence = f"{stop.sentence} The state of step {good}, {which}, was restored."
-        self.state.stop = stop.model_copy(update={"restored_step": good, "sentence": sentence})
-        return self.state.stop
+        return self.returned(good, "the last within budget" if good and not self.phases else "the start")
+
+    def _finite(self) -> bool:
+        """Whether all weights are finite, on every rank."""
+        return bool(self.gather(torch.tensor([float(finite(self.parameters))])).all())
 
     def _merge(self, step: int, rate: float, phases: Phases) -> None:
         """Put the merged model in place, at the first coefficient within budget, and look at it."""
@@ -239,12 +283,17 @@ class Monitor:
             self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
-        """Write state and last good parameters beside a checkpoint, each file whole or not at all."""
+        """Write state and last good parameters beside a checkpoint, each file whole or not at all.
+
+        Of a sharded model every rank must call: each writes its share, the first one the rest.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.good is not None:
-            temporary = folder / f".{GOOD_FILE}"
+            temporary = folder / f".{self._good_file}"
             save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
-            temporary.replace(folder / GOOD_FILE)
+            temporary.replace(folder / self._good_file)
+        if not ranks.first():
+            return
         memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
         state = self.state.model_copy(update={"stop": None, "weighting": memory})
         if self.phases:
@@ -257,7 +306,7 @@ class Monitor:
         Raises:
             ValueError: The checkpoint is of another run.
         """
-        state = RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = _read_state(folder)
         if state.fingerprint != self.state.fingerprint:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
@@ -268,12 +317,16 @@ class Monitor:
             self.phases.load(folder)
         if isinstance(self.method.weighting, Stateful) and state.steps:
             self.method.weighting.restore(state.weighting)
-        if (folder / GOOD_FILE).exists():
-            stored = load_file(folder / GOOD_FILE)
-            self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]
+        if (folder / self._good_file).exists():
+            stored = load_file(folder / self._good_file)
+            self.good = [stored[str(i)].to(own.device) for i, own in enumerate(shares(self.parameters))]
 
-    def _measure(self) -> Tensor:
-        return torch.tensor(self.agree(row_losses(self.model, self.probe).tolist()), dtype=torch.float64)
+    @property
+    def _good_file(self) -> str:
+        return ranks.own_file(GOOD_FILE) if ranks.sharded(self.model) else GOOD_FILE
+
+    def _measure(self, model: nn.Module) -> Tensor:
+        return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
 
     def _look(self, step: int) -> Check:
         assert self.check is not None
@@ -287,7 +340,7 @@ class Monitor:
     def _read(self, step: int, rate: float, what: str = "") -> None:
         budget = self.method.budget
         assert budget is not None
-        losses, tokens = self._measure(), row_tokens(self.probe)
+        losses, tokens = self._measure(self.model), row_tokens(self.probe)
         self._latest = (step, losses)
         change = losses - torch.tensor(self.state.start, dtype=torch.float64)
         over = not weighted_mean(change, tokens) <= budget.tolerance
@@ -311,9 +364,9 @@ class Monitor:
         self.state.good_step = step
         with torch.no_grad():
             if self.good is None:
-                self.good = [parameter.detach().clone() for parameter in self.parameters]
+                self.good = [own.clone() for own in shares(self.parameters)]
             else:
-                torch._foreach_copy_(self.good, list(self.parameters))
+                torch._foreach_copy_(self.good, shares(self.parameters))
 
     def _restore(self) -> int | None:
         """Put the last state within budget back: the start of the run, where nothing was read in between."""
@@ -322,7 +375,7 @@ class Monitor:
             return 0
         assert self.good is not None
         with torch.no_grad():
-            torch._foreach_copy_(list(self.parameters), self.good)
+            torch._foreach_copy_(shares(self.parameters), self.good)
         return self.state.good_step
 
     def _over_budget(self) -> str:
@@ -345,7 +398,18 @@ class Monitor:
         return self.state.stop
 
 
+def _read_state(folder: Path) -> RunState:
+    return RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
 def _forgotten(check: Check) -> str:
+    if check.earlier_nll is None or check.earlier_leak is None:
+        return _forgotten_now(check)
+    earlier = f"NLL {check.earlier_nll:.2f}, leak {check.earlier_leak:.0%}"
+    return f"{_forgotten_now(check)} Records of earlier requests are still forgotten: {earlier}."
+
+
+def _forgotten_now(check: Check) -> str:
     nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
     if check.control == "holdout":
         return (

@@ -14,7 +14,11 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from expunge.disk import writing
 from expunge.errors import UsageError
+
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 SCHEMA_VERSION: Final = 1
 
@@ -108,6 +112,8 @@ class Check(Entry):
     preference: float | None = Field(
         None, description="share of (record, swap) pairs whose true response is likelier"
     )
+    earlier_nll: float | None = Field(None, description="NLL of records that earlier requests removed")
+    earlier_leak: float | None = Field(None, description="share of these that are reproduced exactly")
     met: bool
 
 
@@ -153,6 +159,18 @@ class Sample(Entry):
     leaked: dict[Stage, bool] = Field(default_factory=dict)
 
 
+class Predecessor(Entry):
+    """The run that this one continues, and the model that all runs of the chain are accounted against."""
+
+    folder: str
+    record_sha256: str = Field(description="hash of the bytes of the predecessor's record.json")
+    request: int = Field(ge=2, description="which request this run serves, counted from 1")
+    first: ModelEntry = Field(description="the model before the first request")
+    first_evaluation: Evaluation | None = Field(
+        None, description="that model on what this run should keep, measured in this run"
+    )
+
+
 class RunRecord(Entry):
     """One run of a verb, whole."""
 
@@ -163,6 +181,7 @@ class RunRecord(Entry):
     configuration: dict[str, Any]
     seed: int
     method: str | None = None
+    after: Predecessor | None = Field(None, description="the run that this one continues")
     data: dict[str, DataEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="before, after, control")
     environment: Environment
@@ -204,16 +223,23 @@ def read_record(path: Path) -> RunRecord:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write `text` to `path` through a temporary file in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `text` to `path` through a temporary file in the same folder, which only its owner can read.
+
+    Raises:
+        UsageError: The disk is full, read-only, or fails; what stood at `path` is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path.name, path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(0o666 & ~_UMASK)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path

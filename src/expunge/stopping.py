@@ -98,6 +98,27 @@ def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequ
     )
 
 
+def with_earlier(check: Check, earlier: Check, start: Check) -> Check:
+    """A look at new forget records, met only where earlier requests' records are still forgotten.
+
+    They are when they are as unlikely, and as seldom reproduced, as the control, or no worse than the run
+    found them: an earlier request that had fallen short is not to be made good by this one.
+
+    Args:
+        check: Of the records of this request.
+        earlier: Of records of earlier requests, at the same step.
+        start: Of the same records when the run began.
+    """
+    if earlier.preference is not None and start.preference is not None:
+        kept = earlier.preference <= max(0.5, start.preference)
+    else:
+        worst = max(start.forget_leak, earlier.control_leak or 0.0)
+        kept = earlier.forget_nll >= min(start.forget_nll, earlier.control_nll)
+        kept = kept and earlier.forget_leak <= worst
+    found = {"earlier_nll": earlier.forget_nll, "earlier_leak": earlier.forget_leak}
+    return check.model_copy(update={**found, "met": check.met and kept})
+
+
 def _mean_nll(scores: Sequence[TokenScores]) -> float:
     return float(np.mean([score.nll for score in scores]))
 

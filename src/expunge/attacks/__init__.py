@@ -36,21 +36,34 @@ PLAIN: Final = "prompt"
 _NONE = {
     "prompt": "expunge.attacks.plain:Prompt",
 }
-_INPUT: dict[str, str] = {}
+_INPUT = {
+    "templates": "expunge.attacks.templates:Templates",
+    "paraphrases": "expunge.attacks.templates:Paraphrases",
+    "shifts": "expunge.attacks.shifts:Shifts",
+    "prefix": "expunge.attacks.prefix:Prefix",
+    "few-shot": "expunge.attacks.few_shot:FewShot",
+    "multi-turn": "expunge.attacks.multi_turn:MultiTurn",
+    "jailbreak": "expunge.attacks.jailbreak:Jailbreak",
+    "composed": "expunge.attacks.composed:Composed",
+}
 _SAMPLING: dict[str, str] = {}
 _EMBEDDING: dict[str, str] = {}
 _ACTIVATIONS: dict[str, str] = {}
 _WEIGHTS: dict[str, str] = {}
 _MEMBERSHIP: dict[str, str] = {}
 
+_BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
+    "none": _NONE,
+    "input": _INPUT,
+    "sampling": _SAMPLING,
+    "embedding": _EMBEDDING,
+    "activations": _ACTIVATIONS,
+    "weights": _WEIGHTS,
+    "membership": _MEMBERSHIP,
+}
+
 ATTACKS: Final[Mapping[str, str]] = {
-    **_NONE,
-    **_INPUT,
-    **_SAMPLING,
-    **_EMBEDDING,
-    **_ACTIVATIONS,
-    **_WEIGHTS,
-    **_MEMBERSHIP,
+    name: place for family in FAMILIES for name, place in _BY_FAMILY[family].items()
 }
 """Name -> MODULE:NAME of a class, or of a function that returns an attack; in the order of a page."""
 
@@ -101,6 +114,11 @@ def lines() -> dict[str, str]:
         except UnavailableError as error:
             found[name] = f"Not available here: {error}"
     return found
+
+
+def family_of(name: str) -> Family:
+    """The family of a built-in attack, also of one that cannot be imported."""
+    return next(family for family, members in _BY_FAMILY.items() if name in members)
 
 
 def _factory(name: str) -> Any:
@@ -175,6 +193,7 @@ __all__ = [
     "Target",
     "UnavailableError",
     "configuration",
+    "family_of",
     "lines",
     "make_attack",
 ]

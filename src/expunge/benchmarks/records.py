@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge import intervals, metrics
 from expunge.benchmarks.benchmark import Answer, Measured
 from expunge.collate import Encoding
+from expunge.contrast import CONTRAST
 from expunge.generation import Generation
 from expunge.record import Metric
 from expunge.records import Record, Records, swap_responses
@@ -67,7 +68,8 @@ class UserRecords:
     Args:
         sets: Split -> records; membership of "forget" is measured against "holdout".
         encoding: How records become rows; a response that it cuts is compared as far as it goes.
-        swaps: Other records' responses per record for the truth ratio; 0 leaves it out.
+        swaps: Other records' responses per record for the truth ratio; 0 leaves it out. A record with a field
+            `contrast` is compared with that text alone.
         swap_seed: Which ones, where several would do.
         group_field: Metadata field that names what correlated records share; intervals resample whole groups
             where every record of a split has it.
@@ -107,6 +109,9 @@ class UserRecords:
         found = {}
         for name, records in self.sets.items():
             others = swap_responses(records, self.swaps, self.swap_seed) if self.swaps else []
+            for i, record in enumerate(records):
+                if others and isinstance(wrong := record.metadata.get(CONTRAST), str) and wrong.strip():
+                    others[i] = (wrong,)  # the record says itself what it must be told from
             found[name] = [(i, response) for i, own in enumerate(others) for response in own]
         return found
 

@@ -15,11 +15,13 @@ from expunge.cli._app import (
     Overwrite,
     PromptField,
     Quiet,
+    Redact,
     ResponseField,
     Resume,
     Seed,
     Settings,
     Template,
+    TrustRemoteCode,
     app,
 )
 
@@ -70,6 +72,8 @@ def finetune(
     set_: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    redact: Redact = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -84,6 +88,8 @@ def finetune(
         output=output,
         resume=resume,
         overwrite=overwrite,
+        redact=redact,
+        trust_remote_code=trust_remote_code,
         prompt_field=prompt_field,
         response_field=response_field,
         reporter=terminal.reporter(quiet or json_),
@@ -100,10 +106,29 @@ def run(
     holdout: Annotated[
         str | None, Parameter(help="Records of the same kind, never seen by the model: the control.")
     ] = None,
-    model: Model = "smollm2-135m",
+    model: Annotated[
+        str | None, Parameter(help="Local folder, Hub id, or smollm2-135m (the embedded default).")
+    ] = None,
     method: Annotated[str | None, Parameter(help="See expunge list methods. Default: ngdiff.")] = None,
     control: Annotated[
         str | None, Parameter(help="A model that never saw the forget records, measured as well.")
+    ] = None,
+    after: Annotated[
+        Path | None, Parameter(help="An earlier run to continue: what it removed stays removed.")
+    ] = None,
+    forgotten: Annotated[
+        list[str] | None,
+        Parameter(
+            help="--after: an earlier forget set that has moved; once per earlier request, in their order.",
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = None,
+    original: Annotated[
+        str | None, Parameter(help="--after: the model before the first request, if it has moved.")
+    ] = None,
+    neighbours: Annotated[
+        Path | None, Parameter(help="Folder of expunge neighbours: what is easily lost is kept with care.")
     ] = None,
     config: Annotated[
         Path | None, Parameter(help="YAML file of settings; --set and --method win over it.")
@@ -115,6 +140,8 @@ def run(
     set_: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    redact: Redact = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -125,15 +152,21 @@ def run(
         set_, config, seed=seed, template=template, method=method
     )
     result = api.unlearn(
-        model,
+        model or (None if after else "smollm2-135m"),
         forget=forget,
         retain=retain,
         holdout=holdout,
         **settings,
         control=control,
+        after=after,
+        forgotten=forgotten or (),
+        original=original,
+        neighbours=neighbours,
         output=output,
         resume=resume,
         overwrite=overwrite,
+        redact=redact,
+        trust_remote_code=trust_remote_code,
         prompt_field=prompt_field,
         response_field=response_field,
         reporter=terminal.reporter(quiet or json_),

@@ -19,6 +19,7 @@ from expunge.report.curves import panels
 from expunge.report.limits import not_tested
 from expunge.report.page import machine, page, subject
 from expunge.report.published import known
+from expunge.report.requests import earlier_finding
 from expunge.report.spans import SHORTEST
 from expunge.report.text import legible
 from expunge.report.tradeoff import tradeoff
@@ -61,7 +62,7 @@ def _view(record: RunRecord) -> dict[str, object]:
         "title": _TITLES[record.kind],
         "subject": _subject(record),
         "facts": _facts(record),
-        "findings": findings(record),
+        "findings": (*findings(record), *earlier_finding(record)),
         "against": against.name if against else None,
         "alike": alike,
         "apart": apart,

@@ -6,7 +6,7 @@ Nothing here is favourable by default: a finding whose numbers are missing is `u
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from expunge.record import Metric, RunRecord, Stage
@@ -58,8 +58,22 @@ def findings(record: RunRecord) -> tuple[Finding, ...]:
     if record.kind == "evaluate" and not {"before", "after"} <= record.evaluations.keys():
         return (_only_measured(record),)
     forget_before, forget_after = metric(record, "before", "forget"), metric(record, "after", "forget")
-    retain = metric(record, "before", "retain"), metric(record, "after", "retain")
-    return judge_forgetting(forget_before, forget_after, reference(record)), judge_keeping(*retain)
+    kept = judge_keeping(kept_from(record), metric(record, "after", "retain"))
+    return judge_forgetting(forget_before, forget_after, reference(record)), _since_first(record, kept)
+
+
+def kept_from(record: RunRecord) -> Metric | None:
+    """Exact retain answers that a run is accounted against: the first model's, where it continues another."""
+    if record.after is None or record.after.first_evaluation is None:
+        return metric(record, "before", "retain")
+    return record.after.first_evaluation.splits.get("retain", {}).get(LEAK)
+
+
+def _since_first(record: RunRecord, kept: Finding) -> Finding:
+    if record.after is None or record.after.first_evaluation is None:
+        return kept
+    caution = f"Before means the first model of {record.after.request} requests: losses of all of them count."
+    return replace(kept, cautions=(caution, *kept.cautions))
 
 
 def metric(record: RunRecord, stage: Stage, split: str, name: str = LEAK) -> Metric | None:

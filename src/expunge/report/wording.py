@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
+from expunge.chain import earlier_splits
 from expunge.record import Metric, RunRecord, Stage
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -19,6 +20,8 @@ ABSENT = "\N{EM DASH}"
 
 STAGES: dict[Stage, str] = {"before": "Before", "after": "After", "control": "Control"}
 SPLITS = ("forget", "holdout", "retain")
+OWN = ("neighbours",)
+"""Splits that a run on the user's own records may have besides, as `forgotten-1` and its like."""
 ALL = "all"
 """The split of a benchmark that holds its aggregates."""
 
@@ -123,7 +126,11 @@ def stage_titles(record: RunRecord) -> dict[Stage, str]:
 
 def is_benchmark(record: RunRecord) -> bool:
     """Whether the record measures a benchmark: it has splits besides the user's own sets."""
-    return any(split not in SPLITS for found in record.evaluations.values() for split in found.splits)
+    return any(not _own(split) for found in record.evaluations.values() for split in found.splits)
+
+
+def _own(split: str) -> bool:
+    return split in SPLITS or split in OWN or bool(earlier_splits([split]))
 
 
 def split_title(split: str) -> str:
