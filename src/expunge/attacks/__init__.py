@@ -49,8 +49,26 @@ _INPUT = {
 _SAMPLING: dict[str, str] = {}
 _EMBEDDING: dict[str, str] = {}
 _ACTIVATIONS: dict[str, str] = {}
-_WEIGHTS: dict[str, str] = {}
-_MEMBERSHIP: dict[str, str] = {}
+_WEIGHTS = {
+    "relearn": "expunge.attacks.relearn:Relearn",
+    "relearn-lora": "expunge.attacks.relearn:relearn_lora",
+    "relearn-retain": "expunge.attacks.relearn:relearn_retain",
+    "relearn-unrelated": "expunge.attacks.relearn:relearn_unrelated",
+    "quantise": "expunge.attacks.quantise:Quantise",
+    "prune": "expunge.attacks.prune:Prune",
+    "noise": "expunge.attacks.noise:Noise",
+    "adapter": "expunge.attacks.adapter:Adapter",
+    "interpolate": "expunge.attacks.interpolate:Interpolate",
+}
+_MEMBERSHIP = {
+    "membership-loss": "expunge.attacks.membership:Membership",
+    "membership-zlib": "expunge.attacks.membership:zlib",
+    "membership-reference": "expunge.attacks.membership:reference",
+    "membership-gradient-norm": "expunge.attacks.membership:gradient_norm",
+    "membership-min-k": "expunge.attacks.membership:min_k",
+    "membership-min-k-plus-plus": "expunge.attacks.membership:min_k_plus_plus",
+    "membership-ensemble": "expunge.attacks.membership:MembershipEnsemble",
+}
 
 _BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
     "none": _NONE,
