@@ -14,7 +14,6 @@ from expunge.arguments import UnlearningArguments
 from expunge.methods import METHODS
 from expunge.unlearner import Unlearner
 
-
 HARDENED = {"sharpness": 0.1, "latent_radius": 0.3, "latent_layers": "1", "latent_steps": 2}
 
 
