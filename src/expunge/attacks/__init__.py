@@ -67,20 +67,32 @@ _EMBEDDING = {
     "soft-prompt": "expunge.attacks.embedding.soft_prompt:SoftPrompt",
     "soft-prompt-universal": "expunge.attacks.embedding.soft_prompt:UniversalSoftPrompt",
 }
-_ACTIVATIONS: dict[str, str] = {}
-_RELEARN = "expunge.attacks.relearn:Relearn"
+_ACTIVATIONS = {
+    "logit-lens": "expunge.attacks.activations.lens:LogitLens",
+    "linear-probe": "expunge.attacks.activations.probe:LinearProbe",
+    "activation-patching": "expunge.attacks.activations.patching:ActivationPatching",
+    "refusal-ablation": "expunge.attacks.activations.refusal:RefusalAblation",
+}
 _WEIGHTS = {
-    "relearn": _RELEARN,
-    "relearn-lora": f"{_RELEARN} lora_rank=8",
-    "relearn-retain": f"{_RELEARN} on=retain",
-    "relearn-unrelated": f"{_RELEARN} on=unrelated",
+    "relearn": "expunge.attacks.relearn:Relearn",
+    "relearn-lora": "expunge.attacks.relearn:relearn_lora",
+    "relearn-retain": "expunge.attacks.relearn:relearn_retain",
+    "relearn-unrelated": "expunge.attacks.relearn:relearn_unrelated",
     "quantise": "expunge.attacks.quantise:Quantise",
     "prune": "expunge.attacks.prune:Prune",
     "noise": "expunge.attacks.noise:Noise",
-    "interpolate": "expunge.attacks.interpolate:Interpolate",
     "adapter": "expunge.attacks.adapter:Adapter",
+    "interpolate": "expunge.attacks.interpolate:Interpolate",
 }
-_MEMBERSHIP: dict[str, str] = {}
+_MEMBERSHIP = {
+    "membership-loss": "expunge.attacks.membership:Membership",
+    "membership-zlib": "expunge.attacks.membership:zlib",
+    "membership-reference": "expunge.attacks.membership:reference",
+    "membership-gradient-norm": "expunge.attacks.membership:gradient_norm",
+    "membership-min-k": "expunge.attacks.membership:min_k",
+    "membership-min-k-plus-plus": "expunge.attacks.membership:min_k_plus_plus",
+    "membership-ensemble": "expunge.attacks.membership:MembershipEnsemble",
+}
 
 _BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
     "none": _NONE,
