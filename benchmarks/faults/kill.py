@@ -2,10 +2,10 @@
 
     python benchmarks/faults/kill.py --runs 100 --output benchmarks/results/faults.json
 
-Every run is a process of its own, killed by SIGKILL after a random part of the time that the whole run takes,
-and resumed; of those that are resumed, some are killed again. At the end the weights must have the same hash
-and every step the same losses and rate as in the run that nobody disturbed. The harness itself can be stopped
-and started again: it goes on where the results end.
+Every run is a process of its own, killed by SIGKILL after a random part of the time that the whole run
+takes (mostly counted from its first checkpoint) and resumed; some of those that are resumed are killed again.
+At the end the weights must have the same hash, and every step the same losses and rate, as in the run that
+nobody disturbed. The harness itself can be stopped and started again: it goes on where the results end.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from job import KINDS, SETTINGS, arm, finish, prepare, run, start  # noqa: E402
 import conftest  # noqa: E402, F401  (children inherit what stands here)
 import expunge.api  # noqa: E402, F401
 from expunge.record import read_record, write_atomically  # noqa: E402
+
+LATE = 0.7
+"""Share of kills whose clock starts once the run writes checkpoints, not with the process."""
 
 
 @dataclass
@@ -86,7 +89,10 @@ def kill_at_random(world: World, kind: str, seconds: float, rng: random.Random) 
     output, kills = world.folder / "killed", []
     for _ in range(3):
         child = world.start(kind, output)
-        if finish(child, rng.uniform(0.0, seconds)) is not None:
+        late, ended = rng.random() < LATE, None
+        while late and not under_way(output) and (ended := finish(child, 0.01)) is None:
+            pass
+        if ended is not None or finish(child, rng.uniform(0.0, seconds)) is not None:
             break
         kills.append(where(output))
         os.kill(child, signal.SIGKILL)
@@ -108,6 +114,11 @@ def _ended(world: World, kind: str, output: Path, kills: list[str]) -> dict[str,
     found = world.end(kind, output)
     shutil.rmtree(output)
     return {"kind": kind, "kills": kills, **found}
+
+
+def under_way(output: Path) -> bool:
+    """Whether the run writes, or has written, a checkpoint."""
+    return any((output / "checkpoints").glob("*/*"))
 
 
 def where(output: Path) -> str:
