@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,8 @@ from expunge.unlearner import Unlearner
 
 ROWS = conftest.rows()
 FORGET, RETAIN = ROWS[:6], ROWS[6:]
+BARE = replace(grad_diff(), budget=None)
+"""A method that keeps no state in memory."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -179,7 +182,6 @@ def test_a_defect_is_not_blamed_on_the_disk(tmp_path):
 
 def test_only_the_owner_reads_a_file_that_is_being_written(tmp_path, monkeypatch):
     modes = []
-    replace = os.replace
     real = os.fsync
 
     def look(descriptor: int) -> None:
@@ -187,7 +189,6 @@ def test_only_the_owner_reads_a_file_that_is_being_written(tmp_path, monkeypatch
         real(descriptor)
 
     monkeypatch.setattr("expunge.record.os.fsync", look)
-    monkeypatch.setattr("expunge.record.os.replace", replace)
     write_atomically(tmp_path / "a.json", "text")
     assert modes == [0o600]
 
@@ -198,7 +199,7 @@ def test_only_the_owner_reads_a_file_that_is_being_written(tmp_path, monkeypatch
 @pytest.mark.parametrize("factor", [50.0, float("nan")])
 def test_a_diverged_run_returns_to_the_last_good_checkpoint(tokenizer, tmp_path, factor):
     """The weights are spoilt after step 4, which is saved as well; step 5 finds out, and step 3 returns."""
-    run = unlearner(tokenizer, tmp_path, grad_diff(), max_steps=8)
+    run = unlearner(tokenizer, tmp_path, BARE, max_steps=8)
     seen = {}
 
     def spoil() -> None:
@@ -239,7 +240,7 @@ def test_a_run_with_a_budget_returns_to_its_own_last_good_state(tokenizer, tmp_p
 
 
 def test_weights_lost_in_the_last_step_are_found(tokenizer, tmp_path):
-    run = unlearner(tokenizer, tmp_path, grad_diff(), max_steps=3, save_strategy="no")
+    run = unlearner(tokenizer, tmp_path, BARE, max_steps=3, save_strategy="no")
     run.add_callback(At(3, lambda: run.model.model.norm.weight.data.fill_(float("inf"))))
     run.train()
     assert (run.stop.reason, run.stop.restored_step) == ("diverged", None)
