@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,6 +115,17 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError(
                 f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
             )
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(
+                f"`learning_rate` must be non-negative and finite; got {self.learning_rate}. Try 1e-5."
+            )
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                "`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1; got "
+                f"{self.per_device_train_batch_size}, {self.gradient_accumulation_steps}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"`seed` must be at least 0 and below 2**32; got {self.seed}.")
         if self.fp16:
             raise ValueError(
                 "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16."

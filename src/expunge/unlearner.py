@@ -229,9 +229,9 @@ class Unlearner(Trainer):
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         with self.interrupt:
-            self._consult_reference(resume_from_checkpoint)
-            checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            self._consult_reference(checkpoint)
             return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
@@ -449,8 +449,12 @@ class Unlearner(Trainer):
 
     def return_to_checkpoint(self) -> None:
         """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
-        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
-        if checkpoint and self.monitor.astray and self.monitor.owns(checkpoint):
+        stop = self.stop
+        if stop is None or not self.monitor.astray:
+            return
+        # the checkpoint of the step itself, if there is one, holds what has just been found to be lost
+        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)), before=stop.step)
+        if checkpoint and self.monitor.owns(checkpoint):
             self._load_from_checkpoint(str(checkpoint))
             self.monitor.returned(checkpoints.step_of(checkpoint), "the last checkpoint")
 
