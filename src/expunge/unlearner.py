@@ -135,6 +135,7 @@ class Unlearner(Trainer):
             share=self.accelerator.num_processes == 1,
             keep=args.gradient_buffers,
         )
+        self.descent.carries = args.refresh_every > 1
         self.interrupt = Interrupt()
         self._line = False
         self.add_callback(StepEvents(self))

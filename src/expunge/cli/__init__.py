@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from expunge import terminal
-from expunge.cli import _measure, _show, _train
+from expunge.cli import _measure, _plan, _show, _train
 from expunge.cli._app import app
 
 __all__ = ["app", "main"]
 
-VERBS = (_train, _measure, _show)
+VERBS = (_train, _measure, _show, _plan)
 """Importing these registers their verbs."""
 
 
