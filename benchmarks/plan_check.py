@@ -119,9 +119,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     model = load(options, config, bool(settings.get("lora_bf16")))
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    run = Unlearner(
-        model, args, method, tokenizer, forget_dataset=rows[:32], retain_dataset=rows[32:]
-    )
+    run = Unlearner(model, args, method, tokenizer, forget_dataset=rows[:32], retain_dataset=rows[32:])
     start = time.perf_counter()
     run.train()
     later = run.history[1:]  # the first one warms up
@@ -170,7 +168,9 @@ def main() -> None:
             continue
         found[name] = json.loads(done.stdout.splitlines()[-1])
         ratio = found[name]["planned_over_measured"]
-        print(f"{name}: {found[name]['measured_bytes'] / 1e9:.2f} GB, plan / measured {ratio:.2f}", flush=True)
+        print(
+            f"{name}: {found[name]['measured_bytes'] / 1e9:.2f} GB, plan / measured {ratio:.2f}", flush=True
+        )
     from expunge.environment import environment
 
     if options.output:

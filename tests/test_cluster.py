@@ -16,7 +16,7 @@ from expunge.record import read_record
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cluster"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-SETTINGS = "max_steps=2 use_cpu=true bf16=false template=none check_every=0".split()
+SETTINGS = ["max_steps=2", "use_cpu=true", "bf16=false", "template=none", "check_every=0"]
 
 
 @pytest.fixture
@@ -34,12 +34,16 @@ def start(command: list[str], folder: Path, **variables: str) -> None:
     for name, body in (("scontrol", "echo localhost"), ("srun", 'shift; exec "$@"')):
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
-    environment = os.environ | variables | {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    environment = (
+        os.environ
+        | variables
+        | {
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+    )
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

@@ -70,7 +70,9 @@ def test_traced_activations_are_what_a_real_pass_saves(bf16, tmp_path):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", enabled=bf16):
-        logits = model(input_ids=torch.zeros(3, 40, dtype=torch.long), use_cache=False, logits_to_keep=20).logits
+        logits = model(
+            input_ids=torch.zeros(3, 40, dtype=torch.long), use_cache=False, logits_to_keep=20
+        ).logits
     held.pop(logits.untyped_storage()._cdata, None)
     found = saved(config, arguments(tmp_path, bf16=bf16), Shape(3, 40, 20), on_cpu=True)
     assert found.activations + found.copies == pytest.approx(sum(held.values()), rel=0.03)

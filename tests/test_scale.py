@@ -99,12 +99,12 @@ OBJECTIVES = (Ascent(NLL("forget")), NLL("retain"))
 
 
 @pytest.mark.parametrize("weighting", [Normalized(), MinNorm(), TorchJD(MGDAWeighting())], ids=repr)
-def test_any_gradient_weighting_without_a_memory_refreshes(weighting, tokenizer, tmp_path):
+def test_any_gradient_weighting_refreshes(weighting, tokenizer, tmp_path):
     run, _ = trained(tokenizer, tmp_path, Method("m", OBJECTIVES, weighting), refresh_every=3, max_steps=4)
     assert run.history[1].weights == run.history[0].weights != run.history[3].weights
 
 
-@pytest.mark.parametrize("method", ["grad-diff", "pdu", "mollm"])
+@pytest.mark.parametrize("method", ["grad-diff", "pdu"])
 def test_refreshing_is_refused_where_it_means_nothing(method, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="`refresh_every` must be 1 for method"):
         unlearner(tokenizer, tmp_path, method, refresh_every=2)
@@ -189,9 +189,9 @@ def test_zero_with_gradient_weights_is_refused_with_the_alternative(stage, model
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("method", ["ngdiff", "rmu", "mollm"])
+@pytest.mark.parametrize("method", ["ngdiff", METHODS["rmu"](layer=1), "mollm"])
 def test_activation_checkpointing_changes_nothing(method, tokenizer, tmp_path):
-    """Also where several objectives share a forward pass, and where hidden states are caught inside blocks."""
+    """Also where objectives share a forward pass, and where hidden states are caught inside blocks."""
     settings = {"max_steps": 3, "learning_rate": 1e-4}
     _, plain = trained(tokenizer, tmp_path, method, **settings)
     run, checkpointed = trained(tokenizer, tmp_path, method, gradient_checkpointing=True, **settings)

@@ -268,15 +268,15 @@ def _activations(request: Request, counted: Sizes, traced: Saved) -> int:
 
 
 def _logits(request: Request) -> int:
-    """Logits at label positions, their gradient, and per objective what its loss keeps of them in fp32.
+    """Logits at label positions, and their gradient in chunks and joined; a reference's logits beside them.
 
-    The workspace of chunked losses is left out; a reference's logits stand beside the model's.
+    Losses on other functions of the logits than likelihoods and divergences hold fp32 copies on top.
     """
     places = max(_passes(request)) * request.labels
-    vocabulary = request.config.get_text_config().vocab_size
+    vocabulary: int = request.config.get_text_config().vocab_size
     element = 2 if request.args.bf16 else 4
     beside = 1 if live_sources(request.method) else 0
-    return places * vocabulary * (2 * element + beside * element + 4)
+    return places * vocabulary * element * (3 + beside)
 
 
 def _head_gradient(request: Request, counted: Sizes) -> int:
@@ -307,8 +307,11 @@ def _process(request: Request) -> int:
 
 def _tokens_per_step(request: Request) -> int:
     args, method = request.args, request.method
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * request.gpus * (
-        request.tokens * len(method.sources)
+    return (
+        args.per_device_train_batch_size
+        * args.gradient_accumulation_steps
+        * request.gpus
+        * (request.tokens * len(method.sources))
     )
 
 
@@ -328,5 +331,3 @@ def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     reference = 2 * len(live_sources(method)) / len(method.sources)
     flops = active * (passes * (2 + backward + again) + reference)
     return request.gpus * request.device.peak * UTILISATION / flops
-
-

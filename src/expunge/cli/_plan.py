@@ -22,7 +22,8 @@ def plan(
     method: Annotated[str, Parameter(help="See expunge list methods.")] = "ngdiff",
     gpus: Annotated[int, Parameter(help="Accelerators, one rank on each.")] = 1,
     gpu: Annotated[
-        str, Parameter(help="Kind: l4, a10, rtx4090, l40s, a100-40gb, a100-80gb, h100, h200, b200, mi300x; cpu.")
+        str,
+        Parameter(help="Kind: l4, a10, rtx4090, l40s, a100-40gb, a100-80gb, h100, h200, b200, mi300x; cpu."),
     ] = "cpu",
     tokens: Annotated[int, Parameter(help="Tokens of a row, prompt and response.")] = 128,
     labels: Annotated[int, Parameter(help="Response tokens of a row.")] = 64,
@@ -80,7 +81,9 @@ def _sentences(asked: Any, better: Any) -> list[str]:
         slower = f"{better.seconds / asked.seconds:.2f} times the time" if asked.seconds else "more time"
         lines.append(f"The cheapest that fits: {words} ({_gigabytes(better.peak)}, {slower}).")
     elif not asked.fits:
-        lines.append("Nothing that was tried fits. Take more or larger GPUs, shorter rows, or lora_4bit=true.")
+        lines.append(
+            "Nothing that was tried fits. Take more or larger GPUs, shorter rows, or lora_4bit=true."
+        )
     return lines
 
 
