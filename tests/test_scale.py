@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchjd.aggregation import MGDAWeighting
 
 from conftest import build_model, rows
-from expunge import Unlearner, UnlearningArguments
+from expunge import Unlearner, UnlearningArguments, unlearn
 from expunge.gramian import GradientBuffers
 from expunge.material import check_demands, zero_stage
 from expunge.methods import METHODS, Method
@@ -251,3 +251,17 @@ def test_no_fp32_tensor_of_all_logits_lives(loss, monkeypatch):
         found[elements] = widest.elements
     assert found[10**9] >= 64 * 256
     assert found[64 * 16] <= 64 * 16
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+def test_an_adapter_trains_in_fp32_on_a_base_in_bf16(tokenizer, tmp_path, model_folder):
+    """As the command line loads it; the adapter alone is saved."""
+    sets = {"forget": rows()[:6], "retain": rows()[6:]}
+    settings = {"lora_rank": 4, "lora_bf16": True, "lora_merge": False, "max_steps": 3, "check_every": 0}
+    result = unlearn(str(model_folder), **sets, output=tmp_path / "out", evaluate=False, seed=0, **settings)
+    kinds = {name.rpartition("lora_")[1]: p.dtype for name, p in result.model.named_parameters()}
+    assert kinds == {"": torch.bfloat16, "lora_": torch.float32}
+    assert (tmp_path / "out" / "model" / "adapter_model.safetensors").is_file()
+    assert any(p.any() for name, p in result.model.named_parameters() if "lora_B" in name)
+    with pytest.raises(ValueError, match=r"`lora_merge` must be False with .*`lora_bf16`"):
+        UnlearningArguments(output_dir=str(tmp_path), use_cpu=True, lora_rank=4, lora_bf16=True)

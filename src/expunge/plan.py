@@ -108,9 +108,9 @@ def plan(request: Request, changes: dict[str, Any] | None = None) -> Plan:
         changes: Settings that this request has been given in place of the user's, for the answer.
     """
     counted = sizes(request.config, request.args)
-    moments = _moments(request, counted)
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = {name: size for name, size in moments[moment].items() if size}
+    stages = moments(request, counted)
+    moment = max(stages, key=lambda name: sum(stages[name].values()))
+    parts = {name: size for name, size in stages[moment].items() if size}
     rate = _tokens_per_second(request, counted)
     step = _tokens_per_step(request)
     return Plan(
@@ -176,7 +176,7 @@ def _changed(args: UnlearningArguments, changes: dict[str, Any]) -> UnlearningAr
 # --- memory ----------------------------------------------------------------------------------------
 
 
-def _moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
+def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
     """What stands in memory together, at every moment that may be the peak."""
     args, method = request.args, request.method
     cut = request.gpus if request.engine == "fsdp" else 1
