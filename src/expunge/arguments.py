@@ -32,6 +32,7 @@ class UnlearningArguments(TrainingArguments):
     is bf16 where the machine has it, always over fp32 master weights.
 
     Args:
+        fsdp: True shards the model over the processes of the launch (FSDP2, fully_shard).
         template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
             space, `auto` takes the template if there is one.
         max_length: Tokens per record at most; longer responses are cut. None: the model's context.
@@ -81,6 +82,7 @@ class UnlearningArguments(TrainingArguments):
     disable_tqdm: bool | None = True
     remove_unused_columns: bool = False
     bf16: bool = field(default_factory=bf16_pays)
+    fsdp: bool | str | None = None  # type: ignore[assignment]
     template: Literal["auto", "chat", "none"] = "auto"
     max_length: int | None = None
     check_every: int = 5
@@ -110,6 +112,8 @@ class UnlearningArguments(TrainingArguments):
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
         )
+        if self.fsdp and not isinstance(self.fsdp_config, str):
+            self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_steps < 1:
             raise ValueError(

@@ -63,6 +63,7 @@ class Descent:
         self.keep = keep
         self.reference: LiveReference | None = None
         self.weighting = method.weighting
+        self.carries = False
         self.carried: dict[str, list[float]] = {}
         self.begin(repair=False, separate=True)
 
@@ -154,8 +155,9 @@ class Descent:
         if self.separate:
             self.gramian = gramian
             self._buffers.combine(self.weights)
-            self.staleness = self._staleness(gramian)
-            self.carried[self._key] = self.weights.tolist()
+            if self.carries:
+                self.staleness = self._staleness(gramian)
+                self.carried[self._key] = self.weights.tolist()
         if isinstance(self.weighting, Stateful) and not self.repair:
             self.weighting.observe(losses)
         return True
@@ -190,6 +192,7 @@ class Descent:
             update_cosines=self._update_cosines(clipped=clipped) if self.before and self.separate else {},
             tokens=self.tokens,
             seconds=time.perf_counter() - self._clock,
+            carried_cosine=self.staleness,
             repair=self.repair,
         )
         self._buffers.release()

@@ -140,6 +140,7 @@ class Unlearner(Trainer):
             hardening=args.hardening,
             keep=args.gradient_buffers,
         )
+        self.descent.carries = args.refresh_every > 1
         self.interrupt = Interrupt()
         self._line = False
         self._staging = ""
