@@ -2,23 +2,37 @@
 
     python benchmarks/study.py --data LUME_FOLDER --output STUDY_FOLDER
         [--people 20] [--lives 20] [--methods a,b,c] [--tuned npo,simnpo] [--rates 3e-6,1e-5,3e-5,1e-4,3e-4]
-        [--finalists ngdiff,npo] [--seeds 0,1,2] [--set max_steps=100] [--markdown docs/results.md]
+        [--finalists best] [--seeds 0,1,2] [--workers 1] [--set max_steps=100] [--markdown docs/results.md]
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl. Rows of the first so many
 people (Task 2, synthetic) and lives (Task 3, real biographies) of each training fold are to be forgotten and
 kept; as many of the validation fold have never been seen. The embedded model is taught once, then `compare`
 runs in stages that share one folder. A second call continues where the first one ended, and may add.
+
+`--finalists best` takes every tuned method at its best rate (most forgotten among the settings that keep
+`KEPT` of what was known, else the most kept) and both forms of ngdiff untuned. `--workers` runs several
+trials side by side, which pays on a GPU that one small model does not fill; their times mean nothing then.
+
+    python benchmarks/study.py --tofu forget05 --data TOFU_FOLDER --output STUDY_FOLDER [--rows 100] ...
+
+does the same with TOFU: taught on `full`, the reference on what is to be kept, measured by TOFU's metrics.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from expunge import METHODS, Comparison, api, compare
+from expunge.comparison import merge
+from expunge.comparison_record import FILE, Axis, Setting, read_comparison
 from expunge.heap import keep_freed_memory
 from expunge.report.comparison import markdown
 
@@ -26,6 +40,12 @@ SUFFIX = 3
 """Characters at the end of a row's id that say its kind (`sc1`, `qa0`); what stands before is the person."""
 STRONGEST = "grad-diff,npo,simnpo,mollm,undial,satimp"
 RATES = "3e-6,1e-5,3e-5,1e-4,3e-4"
+KEPT = 0.9
+"""Share of the retain answers known before that a setting must keep to be among the best."""
+
+Grid = dict[str, list[Any]]
+Job = tuple[str, Grid, list[int]]
+"""Method, grid, seeds."""
 
 
 def rows_of(path: Path, wanted: dict[str, int]) -> list[dict[str, str]]:
@@ -60,55 +80,125 @@ def prepare(data: Path, folder: Path, wanted: dict[str, int]) -> dict[str, Path]
     return paths
 
 
-def teach(paths: dict[str, Path], output: Path, model: str, settings: dict[str, object]) -> Path:
-    """The model that knows forget and retain; taught once, since it is not what is compared."""
-    taught = output / "taught"
+def teach(data: list[Path], taught: Path, options: argparse.Namespace, **words: object) -> Path:
+    """A model that knows the records; taught once, since it is not what is compared."""
     if not (taught / "record.json").exists():
-        rows = sum(1 for name in ("forget", "retain") for _ in paths[name].open(encoding="utf-8"))
-        words = {
-            "template": "none",
+        rows = sum(1 for path in data for _ in path.open(encoding="utf-8"))
+        usual: dict[str, Any] = {
             "evaluate": False,
             "seed": 0,
             "learning_rate": 1e-3,
             "warmup_steps": 5,
             "per_device_train_batch_size": 16,
-            "max_steps": -(-rows // 16) * 12,
             "save_strategy": "no",
         }
-        data = [paths["forget"], paths["retain"]]
-        api.finetune(model, data=data, output=taught, overwrite=True, **{**words, **settings})
+        usual |= words | given(options.teach)
+        usual.setdefault("max_steps", -(-rows // usual["per_device_train_batch_size"]) * options.passes)
+        api.finetune(options.model, data=data, output=taught, overwrite=True, **usual)
     return taught / "model"
 
 
-def study(options: argparse.Namespace) -> Comparison:
-    """The stages, each adding to the same comparison."""
+def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows forget and retain, and what every trial gets."""
     paths = prepare(options.data, options.output / "data", {"Task2": options.people, "Task3": options.lives})
-    model = teach(paths, options.output, options.model, given(options.teach))
-    folder, seeds = options.output / "comparison", list(map(int, options.seeds.split(",")))
-    common = {**paths, "template": "none", **given(options.settings)}
+    known = [paths["forget"], paths["retain"]]
+    model = teach(known, options.output / "taught", options, template="none")
+    return model, {**paths, "template": "none"}
+
+
+def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows all authors, and what trials get; the reference knows the retain set alone."""
+    from expunge.benchmarks.tofu.data import FORGET
+
+    fields = {"prompt_field": "question", "response_field": "answer"}
+    places = {"full": options.output / "taught", FORGET[options.tofu]: options.output / "reference"}
+    model, reference = (
+        teach([options.data / f"{name}.jsonl"], place, options, **fields) for name, place in places.items()
+    )
+    asked = {"forget": options.tofu, "gradients": False} | ({"rows": options.rows} if options.rows else {})
+    return model, {"benchmark": "tofu", "data": options.data, "options": asked, "reference": reference}
+
+
+def study(options: argparse.Namespace) -> Comparison | None:
+    """The stages, each adding to the same comparison; without methods, only what they need is taught."""
+    model, common = (of_tofu if options.tofu else of_lume)(options)
+    seeds = list(map(int, options.seeds.split(",")))
+    common |= {"evaluation_seed": seeds[0], **given(options.settings)}
     rates = list(map(float, options.rates.split(",")))
     tuned = [name for name in options.tuned.split(",") if name]
-    stages = [(options.methods.split(","), seeds[:1], {})]
-    if tuned:
-        stages.append((tuned, seeds[:1], {"learning_rate": rates}))
-    if options.finalists:
-        stages.append((options.finalists.split(","), seeds, {}))
-    for methods, chosen, grid in stages:
-        found = compare(model, methods=methods, seeds=chosen, grid=grid, output=folder, resume=True, **common)
-        show(found)
+    jobs: list[Job] = [(name, grid, seeds[:1]) for name, grid in plain(options.methods)]
+    jobs += [(name, {"learning_rate": [rate]}, seeds[:1]) for name in tuned for rate in rates]
+    if not jobs:
+        return None
+    found = carry_out(model, options, common, jobs)
+    finalists = best(found, tuned) if options.finalists == "best" else plain(options.finalists)
+    if finalists:
+        jobs = [(name, grid, [seed]) for name, grid in finalists for seed in seeds[1:]]
+        found = carry_out(model, options, common, jobs)
+    return found
+
+
+def carry_out(
+    model: Path, options: argparse.Namespace, common: dict[str, Any], jobs: list[Job]
+) -> Comparison:
+    """Jobs one after another, or shared out over processes whose comparisons are merged."""
+    folder, workers = options.output / "comparison", options.workers
+    if workers == 1:
+        compare_all(model, folder, common, jobs)
+        return read_comparison(folder)
+    shares = [options.output / f"share-{i}" for i in range(workers)]
+    spawn = multiprocessing.get_context("spawn")
+    running = [
+        spawn.Process(target=compare_all, args=(model, share, common, jobs[i::workers]))
+        for i, share in enumerate(shares)
+        if jobs[i::workers]
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return merge([share for share in shares if (share / FILE).is_file()], folder)
+
+
+def compare_all(model: Path, folder: Path, common: dict[str, Any], jobs: list[Job]) -> None:
+    """Every job adds to the comparison in `folder`; an interruption ends all."""
+    keep_freed_memory()
+    for method, grid, seeds in jobs:
+        started = time.perf_counter()
+        found = compare(model, methods=[method], seeds=seeds, grid=grid, output=folder, resume=True, **common)
+        print(f"{method} {grid} {seeds}: {time.perf_counter() - started:.0f} s", flush=True)
         if any(trial.status == "interrupted" for trial in found.trials):
             raise SystemExit(130)
-    return found
+
+
+def best(found: Comparison, tuned: Sequence[str]) -> list[tuple[str, Grid]]:
+    """Every tuned method at its best rate, and ngdiff as it stands."""
+    known = found.before[found.utility_axis.split][found.utility_axis.metric].value
+    chosen = plain("ngdiff,ngdiff-gen")
+    for name in tuned:
+        done = [s for s in found.settings if s.method == name and s.varied and s.forget and s.utility]
+        if done:
+            first = min(done, key=lambda s: rank(s, found.forget_axis, known))
+            chosen.append((name, {key: [value] for key, value in first.varied.items()}))
+    return chosen
+
+
+def rank(setting: Setting, axis: Axis, known: float) -> tuple[bool, float]:
+    """What keeps enough comes first, by what it leaks; then the rest, by what it loses."""
+    assert setting.forget
+    assert setting.utility
+    lost = setting.utility.mean < KEPT * known
+    return lost, -setting.utility.mean if lost else axis.cost(setting.forget.mean)
+
+
+def plain(names: str) -> list[tuple[str, Grid]]:
+    """Methods at their defaults."""
+    return [(name, {}) for name in names.split(",") if name]
 
 
 def given(pairs: list[str]) -> dict[str, object]:
     """KEY=VALUE pairs, values as YAML."""
     return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-
-
-def show(found: Comparison) -> None:
-    """The table so far."""
-    print(markdown(found), flush=True)
 
 
 def main() -> None:
@@ -119,12 +209,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tofu", choices=["forget01", "forget05", "forget10"])
+    parser.add_argument("--rows", type=int, help="TOFU: rows of every set that are measured; all by default")
+    parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--lives", type=int, default=20)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--tuned", default=STRONGEST)
     parser.add_argument("--rates", default=RATES)
-    parser.add_argument("--finalists", default="")
+    parser.add_argument("--finalists", default="best", help="best, names, or empty")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--teach", action="append", default=[], metavar="KEY=VALUE")
@@ -132,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     found = study(options)
-    if options.markdown:
+    if options.markdown and found:
         options.markdown.write_text(markdown(found), encoding="utf-8")
 
 

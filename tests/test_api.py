@@ -44,6 +44,7 @@ def result(taught, tmp_path_factory):
 def test_a_run_leaves_model_record_and_report(result, taught):
     assert sorted(path.name for path in result.folder.iterdir()) == [
         ".expunge",
+        ".lock",
         "model",
         "record.json",
         "report.html",

@@ -10,7 +10,7 @@ import pytest
 import conftest
 import expunge
 from expunge import UsageError, api, cli, tables, terminal
-from expunge.comparison import refresh
+from expunge.comparison import merge, refresh
 from expunge.comparison_record import read_comparison
 from expunge.record import read_record
 from expunge.runs import Run
@@ -84,6 +84,30 @@ def test_what_is_taken_over_is_what_would_have_been_measured(study, model_folder
     sets = {name: tuple(rows) for name, rows in SETS.items()}
     fresh = expunge.evaluate(model_folder, **sets, bf16=False, template="none", seed=0)
     assert fresh.record.evaluations["before"].splits == found.before
+
+
+def test_parts_that_ran_side_by_side_are_merged_into_the_same_comparison(
+    study, model_folder, tmp_path, no_pages
+):
+    found, _folder, _ = study
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part, seed in zip(parts, (0, 1), strict=True):
+        words = {"methods": METHODS, "seeds": [seed], "evaluation_seed": 0, "output": part}
+        expunge.compare(model_folder, **words, **SETS, **QUICK)
+    merged = merge(parts, tmp_path / "whole")
+    assert {(t.name, t.evaluation_seed) for t in merged.trials} == {
+        (t.name, t.evaluation_seed) for t in found.trials
+    }
+    assert {s.method: s.forget for s in merged.settings} == {s.method: s.forget for s in found.settings}
+    assert merged.methods == found.methods
+    assert all((tmp_path / "whole" / trial.name / "record.json").is_file() for trial in merged.trials)
+    assert merge(parts, tmp_path / "whole").trials == merged.trials
+    other = tmp_path / "c"
+    expunge.compare(model_folder, methods=["npo"], output=other, **{**SETS, "forget": ROWS[:5]}, **QUICK)
+    with pytest.raises(UsageError, match=f"the same data; that of {other} has another"):
+        merge([*parts, other], tmp_path / "whole")
+    with pytest.raises(ValueError, match="at least one"):
+        merge([], tmp_path / "whole")
 
 
 def test_a_second_call_runs_nothing_and_a_third_adds(study, model_folder, tmp_path, monkeypatch, no_pages):

@@ -18,7 +18,7 @@ from transformers import (
 from conftest import build_model
 from expunge.collate import Encoded
 from expunge.generation import generate
-from expunge.inference import evaluating
+from expunge.inference import cache_bytes, evaluating
 from expunge.scoring import score
 from naive import EOS, sharpen, varied_rows
 
@@ -110,3 +110,10 @@ def test_fp32_means_fp32_under_someone_elses_autocast(
         inside = score(sharp, encoded, pad_id=EOS)
     for a, b in zip(exact, inside, strict=True):
         np.testing.assert_array_equal(a.log_probs, b.log_probs)
+
+
+def test_cache_bytes_are_those_of_a_real_cache(model):
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert cache_bytes(model) == held / ids.numel()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import pickle
 import shutil
 import sys
 import threading
@@ -164,7 +166,7 @@ def test_a_run_folder_is_answered_with_the_model_inside_it(folder: Path) -> None
 def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert refusal(load_model, folder).startswith(
-        f"Model folder {folder} must hold weights (*.safetensors or "
+        f"Model folder {folder} must hold weights (*.safetensors); "
     )
 
 
@@ -217,7 +219,23 @@ def test_a_model_that_is_not_causal(tmp_path: Path, config: Any, found: str) -> 
 def test_code_of_its_own_is_not_run_unasked(folder: Path) -> None:
     edit_config(folder, model_type="martian", auto_map={"AutoConfig": "code.MartianConfig"})
     (folder / "code.py").write_text("raise SystemExit('ran')")
-    assert "must be loadable" in refusal(load_model, folder)
+    assert "give --trust-remote-code to let it run" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "weights.pt"])
+def test_pickled_weights_are_refused_unread(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    message = refusal(load_model, folder)
+    assert f"it holds {name}, a pickle" in message
+    assert "save_pretrained, which gives safetensors" in message
+
+
+class Bomb:
+    """Ends the process of whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (9,)
 
 
 def test_code_of_its_own_is_not_run_for_a_known_kind_of_model(folder: Path) -> None:

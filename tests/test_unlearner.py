@@ -269,7 +269,7 @@ def test_a_spent_budget_ends_the_run_and_restores_the_last_good_state(tokenizer,
     model = taught
     method = replace(ngdiff(), budget=RetainBudget(tolerance=1e-6, every=1, rows=10, patience=2))
     before = parameters(model).clone()
-    run = unlearner(tokenizer, tmp_path, method, model=model, learning_rate=0.3, max_steps=30)
+    run = unlearner(tokenizer, tmp_path, method, model=model, learning_rate=0.03, max_steps=30)
     run.train()
     assert run.stop.reason == "retain-budget"
     assert run.stop.restored_step == 0
@@ -384,7 +384,7 @@ def test_gen_waits_for_a_warmup_from_zero(tokenizer, tmp_path):
 
 def test_a_guard_ends_a_published_method_and_restores(tokenizer, tmp_path, taught):
     run = unlearner(
-        tokenizer, tmp_path, grad_diff(tolerance=0.1), model=taught, learning_rate=0.05, max_steps=40
+        tokenizer, tmp_path, grad_diff(tolerance=0.1), model=taught, learning_rate=0.01, max_steps=40
     )
     before = parameters(run.model).clone()
     run.train()

@@ -233,7 +233,7 @@ def test_dual_space_is_mgda_on_what_no_other_gradient_shares(gradients):
         assert float((ours - oracle).norm()) <= 1e-6 * float(oracle.norm())
 
 
-@pytest.mark.parametrize("factor", [1.0, -1.0, 1e-8, -1e8])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1e-4, -1e4])
 def test_dependent_gradients_fall_back_to_plain_mgda_and_are_counted(factor):
     first = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
     gradients = torch.stack([first, factor * first])
@@ -254,6 +254,17 @@ def test_a_vanished_gradient_does_not_stop_dual_space():
     )
     assert weighting.fallbacks == 0
     assert weighting(torch.zeros(2, 2), torch.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_a_gradient_of_rounding_does_not_take_over_dual_space():
+    """At the start of MOLLM the divergence's gradient is 1e-8 of the others': noise, not an objective."""
+    noise = torch.tensor([0.0, 1e-8, 0.0], dtype=torch.float64)
+    gradients = torch.stack([torch.eye(3, dtype=torch.float64)[0], noise, torch.tensor([0.0, 0.0, 2.0])])
+    weighting = DualSpaceMGDA()
+    weights = weighting(gradients @ gradients.T, torch.zeros(3))
+    torch.testing.assert_close(weights, torch.tensor([0.8, 0.0, 0.2], dtype=torch.float64))
+    gradients[1] *= 1e4  # an objective, if a short one
+    assert weighting(gradients @ gradients.T, torch.zeros(3))[1] > 0.99
 
 
 @given(gradients=contracts.jacobians(st.integers(2, 5)), gamma=st.floats(0, 10), data=st.data())

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from expunge import methods, objectives, step_sizes, weightings
     from expunge.api import evaluate, finetune, unlearn
     from expunge.arguments import UnlearningArguments
+    from expunge.audit_record import AuditRecord
+    from expunge.auditing import AuditResult, audit
     from expunge.comparison import compare
     from expunge.comparison_record import Comparison
     from expunge.errors import UsageError
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from expunge.unlearner import Unlearner
 
 _HOMES = {
+    "AuditRecord": "audit_record",
+    "AuditResult": "auditing",
+    "audit": "auditing",
     "Comparison": "comparison_record",
     "compare": "comparison",
     "evaluate": "api",
@@ -39,6 +44,8 @@ _MODULES = ("methods", "objectives", "step_sizes", "weightings")
 
 __all__ = [
     "METHODS",
+    "AuditRecord",
+    "AuditResult",
     "Comparison",
     "Method",
     "Record",
@@ -48,6 +55,7 @@ __all__ = [
     "Unlearner",
     "UnlearningArguments",
     "UsageError",
+    "audit",
     "compare",
     "evaluate",
     "finetune",

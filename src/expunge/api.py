@@ -21,9 +21,10 @@ from expunge.chain import Chain, read_chain
 from expunge.continuation import account, pack
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import load_model
+from expunge.models import CausalModel, load_model, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
@@ -37,6 +38,7 @@ PASSES = 15
 Data = str | Path | Records | Iterable[Record | Mapping[str, Any]]
 
 
+@exclusive
 def unlearn(
     model: ModelSource | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -85,7 +87,8 @@ def unlearn(
         )
     inputs = [origin, options.control, options.original, options.neighbours, forget, retain, holdout]
     folder = claim(options, inputs)
-    run = Run(options.kind, args, sets | luggage.sets, options, folder, chain=chain)
+    own = sets | luggage.sets
+    run = Run(options.kind, args, own, options, folder, benchmark=options.benchmark, chain=chain)
     run.companions, run.notes = luggage.companions, luggage.notes
     loaded, tokenizer = run.load(origin, tokenizer, "before")
     if chain:
@@ -96,27 +99,27 @@ def unlearn(
     account(run, unlearner, tokenizer)
     run.accept()
     if options.evaluate:
+        if options.control is not None:  # first: metrics that compare with a reference take it
+            run.evaluate("control", *run.load(options.control, tokenizer, "control"))
         run.evaluate("before", loaded, tokenizer)
     if finished:
-        loaded, state = load_model(_written(folder) / "model"), _state(finished)
-        loaded.to(args.device)  # type: ignore[arg-type]
+        loaded, state = _written(run, finished), _state(finished)
     else:
         state = _train(run, unlearner, f"Forgetting ({recipe.name})")
         loaded = unlearner.delivered()  # type: ignore[assignment]
-    settled = configuration(args, recipe)
+    settled = configuration(args, recipe) | run.asked
     if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
         run.describe("after", f"{recipe.name} at step {step}", loaded)
-        run.save(loaded, tokenizer)
+        if not finished:
+            run.save(loaded, tokenizer)
         if options.evaluate:
             run.record(settled, recipe.name, state)  # what is known so far survives an interruption
             run.evaluate("after", loaded, tokenizer)
-            if options.control is not None:
-                run.evaluate("control", *run.load(options.control, tokenizer, "control"))
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(settled, recipe.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, settled, recipe.name, state), folder)
 
 
+@exclusive
 def finetune(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -160,10 +163,10 @@ def finetune(
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-        run.tidy()
-    return Result(loaded, tokenizer, run.record(configuration(args, method), method.name, state), folder)
+    return Result(loaded, tokenizer, _last(run, configuration(args, method), method.name, state), folder)
 
 
+@exclusive
 def evaluate(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -192,7 +195,7 @@ def evaluate(
     """
     options, settings = RunOptions.take({"kind": "evaluate"} | settings)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
-    chosen = _benchmark(
+    chosen = named_benchmark(
         benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
     )
     args = arguments(settings, options)
@@ -220,13 +223,23 @@ def evaluate(
     return Result(*loaded, run.record(settled), run.folder)
 
 
-def _benchmark(
+def named_benchmark(
     benchmark: str | Benchmark | Harness,
     data: str | Path | None,
     options: Mapping[str, Any],
     has_sets: bool,
 ) -> Benchmark | Harness | None:
-    """What to measure; None: the sets that are given."""
+    """What to measure; None: the sets that are given.
+
+    Args:
+        benchmark: A name from `expunge list benchmarks`, or one in memory.
+        data: Where a named benchmark's files are.
+        options: For its `load`.
+        has_sets: Whether the user gave sets of their own.
+
+    Raises:
+        UsageError: There is no such benchmark, it needs files, or it refuses them or an option.
+    """
     if not isinstance(benchmark, str):
         return benchmark
     if benchmark == "records":
@@ -322,6 +335,14 @@ def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
     return unlearner.monitor.state
 
 
+def _last(run: Run, settled: Mapping[str, Any], method: str, state: RunState) -> RunRecord:
+    """The record of the run as it ended; only once it is written may the checkpoints go."""
+    record = run.record(settled, method, state)
+    if "after" in run.models:
+        run.tidy()
+    return record
+
+
 def _usable(run: Run, state: RunState) -> bool:
     """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
     if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
@@ -337,9 +358,22 @@ def _state(record: RunRecord) -> RunState:
     )
 
 
-def _written(folder: Path | None) -> Path:
-    assert folder is not None
-    return folder
+def _written(run: Run, record: RunRecord) -> CausalModel:
+    """The model that an ended training left in the output folder.
+
+    Raises:
+        UsageError: It is not the one that the record tells of.
+    """
+    assert run.folder is not None
+    place = run.folder / "model"
+    model = load_model(place, trust_remote_code=run.options.trust_remote_code)
+    model.to(run.args.device)  # type: ignore[arg-type]
+    if weights_hash(model) != record.models["after"].sha256:
+        raise UsageError(
+            f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
+            "Give --overwrite to run again."
+        )
+    return model
 
 
 def _read(data: Data, name: str, options: RunOptions) -> Records:

@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from expunge.collate import Encoding
+from expunge.defences.hardening import Hardening
+from expunge.defences.latent import Latent
 
 
 def bf16_pays() -> bool:
@@ -36,16 +38,27 @@ class UnlearningArguments(TrainingArguments):
         check_rows: Forget (and holdout) rows per look, fixed for the run.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
+        refresh_every: A method whose weights depend on gradients computes them every so many optimizer steps
+            only, and takes one fused backward pass with the last weights in between; 1 is the plain method.
+        gradient_buffers: How gradients of one objective wait for those of the next: `fp32`, `bf16` (half the
+            memory, rounded), or `cpu` (on the host, exact).
         lora_rank: Rank of a LoRA adapter to train in place of the weights; 0 trains the weights.
         lora_alpha: Its scale times the rank; None is twice the rank.
         lora_targets: Modules to adapt, comma-separated, or `all-linear`.
         lora_dora: DoRA: the adapter learns magnitude and direction apart.
         lora_merge: Deliver the model with the adapter merged in; otherwise the adapter alone is saved.
         lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
+        lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
+        sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
+            train) undoes forgetting fastest, so that relearning and rounding undo less of it. 0 never does.
+        latent_radius: Forget gradients are taken under an adversary that moves the residual stream of every
+            prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
+        latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
+        latent_steps: Gradient steps of the adversary; each costs a pass over the forget rows.
         earlier_rows: With records of earlier requests (`after`): so many of them join the forget rows of
             every micro-batch. 0: they are looked at, not trained on.
         curriculum_rows: With neighbours: so many of their rows join the retain rows of every micro-batch,
@@ -72,15 +85,22 @@ class UnlearningArguments(TrainingArguments):
     check_every: int = 5
     check_rows: int = 64
     diagnose_every: int = 10
+    refresh_every: int = 1
+    gradient_buffers: Literal["fp32", "bf16", "cpu"] = "fp32"
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_targets: str = "all-linear"
     lora_dora: bool = False
     lora_merge: bool = True
     lora_4bit: bool = False
+    lora_bf16: bool = False
     train_last: int = 0
     refusals: str | None = None
     self_retain: int = 0
+    sharpness: float = 0.0
+    latent_radius: float = 0.0
+    latent_layers: str = ""
+    latent_steps: int = 6
     earlier_rows: int = 2
     curriculum_rows: int = 2
 
@@ -105,6 +125,12 @@ class UnlearningArguments(TrainingArguments):
                 "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
                 f"got {self.check_rows}, {self.check_every}, {self.diagnose_every}."
             )
+        if self.refresh_every < 1:
+            raise ValueError(f"`refresh_every` must be at least 1; got {self.refresh_every}.")
+        if self.gradient_buffers not in ("fp32", "bf16", "cpu"):
+            raise ValueError(
+                f"`gradient_buffers` must be fp32, bf16 or cpu; got {self.gradient_buffers!r}. Choose one."
+            )
         if self.lora_rank < 0 or self.train_last < 0 or self.self_retain < 0:
             raise ValueError(
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
@@ -115,10 +141,19 @@ class UnlearningArguments(TrainingArguments):
                 "`earlier_rows` and `curriculum_rows` must be at least 0; "
                 f"got {self.earlier_rows}, {self.curriculum_rows}."
             )
-        if (self.lora_dora or self.lora_4bit) and not self.lora_rank:
-            raise ValueError("`lora_dora` and `lora_4bit` need a `lora_rank` of at least 1; got 0. Set it.")
-        if self.lora_4bit and self.lora_merge:
-            raise ValueError("`lora_merge` must be False with `lora_4bit`; got True. Set lora_merge=false.")
+        if (self.lora_dora or self.lora_4bit or self.lora_bf16) and not self.lora_rank:
+            raise ValueError(
+                "`lora_dora`, `lora_4bit` and `lora_bf16` need a `lora_rank` of at least 1; got 0. Set it."
+            )
+        if (self.lora_4bit or self.lora_bf16) and self.lora_merge:
+            raise ValueError(
+                "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false."
+            )
+        if self.hardening.latent and self.gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
+                "without the adversary); got True. Set one of them off."
+            )
 
     @property
     def n_gpu(self) -> int:
@@ -129,6 +164,26 @@ class UnlearningArguments(TrainingArguments):
     def encoding(self) -> Encoding:
         """How records become rows."""
         return Encoding(self.template, self.max_length)
+
+    @property
+    def hardening(self) -> Hardening:
+        """Adversaries that the forget objectives face.
+
+        Raises:
+            ValueError: Layers are not whole numbers, or a size is out of range.
+        """
+        if not self.latent_radius:
+            return Hardening(self.sharpness)
+        try:
+            layers = tuple(int(part) for part in self.latent_layers.split(",") if part.strip())
+        except ValueError:
+            raise ValueError(
+                "`latent_layers` must be whole numbers, comma-separated; "
+                f"got {self.latent_layers!r}. Name layers such as 4,8."
+            ) from None
+        if not layers:
+            raise ValueError("`latent_layers` must name a layer where `latent_radius` is set; got none.")
+        return Hardening(self.sharpness, Latent(layers, self.latent_radius, self.latent_steps))
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:

@@ -44,9 +44,19 @@ class StopWhenLearned(TrainerCallback):
             -rows // (unlearner.args.train_batch_size * unlearner.args.gradient_accumulation_steps)
         )
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._judge(state.global_step)  # a checkpoint may be of the step that was the last
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = [next(iter(step.losses.values())) for step in self.unlearner.history[-self.steps :]]
-        if len(last) == self.steps and sum(last) / len(last) < self.target:
-            sentence = f"The mean loss of one pass over the data fell below {self.target:g}."
-            self.unlearner.monitor.end(state.global_step, "learned", sentence)
+        if self.unlearner.stop is None and self._judge(state.global_step):
             control.should_training_stop = True
+            control.should_save = False  # the end is not to be resumed
+
+    def _judge(self, step: int) -> bool:
+        """Whether one pass's mean loss is below the target; if so, the run ends."""
+        last = [next(iter(step.losses.values())) for step in self.unlearner.history[-self.steps :]]
+        learned = len(last) == self.steps and sum(last) / len(last) < self.target
+        if learned:
+            sentence = f"The mean loss of one pass over the data fell below {self.target:g}."
+            self.unlearner.monitor.end(step, "learned", sentence)
+        return learned

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from expunge import attacks
 from expunge.benchmarks import BENCHMARKS, HARNESS, harness, records
 from expunge.methods import METHODS
 from expunge.weightings import WEIGHTINGS
@@ -19,6 +20,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         | HARNESS
         | {name: entry.line for name, entry in BENCHMARKS.items()},
         "metrics": _metrics(),
+        "attacks": attacks.lines(),
     }
 
 

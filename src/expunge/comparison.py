@@ -26,18 +26,20 @@ from expunge.comparison_record import (
     TrialEntry,
     begun,
     ended,
+    plain,
     read_comparison,
     summarise,
     write_comparison,
 )
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.models import configured_context, load_tokenizer
 from expunge.record import RunRecord, read_record
 from expunge.report.comparison import write_page
-from expunge.runs import ModelSource, RunOptions, data_entry
+from expunge.runs import ModelSource, RunOptions, data_entries
 from expunge.settings import arguments, resolve_method
-from expunge.subject import CompareOptions, Subject, axis_of, subject_of
+from expunge.subject import SETTINGS, CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan
 
 EVALUATIONS = "evaluations"
@@ -47,6 +49,7 @@ _PROCESS = "Peak memory is that of the whole comparison's process up to this tri
 _LOG = logging.getLogger("expunge")
 
 
+@exclusive
 def compare(
     model: ModelSource,
     *,
@@ -87,16 +90,19 @@ def compare(
         raise ValueError("`model` must be a folder or a name: every trial loads it anew. Save it first.")
     if "seed" in settings:
         raise UsageError("--set must not name seed in a comparison; give --seeds 0,1,2.")
-    trials = plan(methods, seeds, settings, grid or {})
-    subject = subject_of(options)
+    settings = dict(SETTINGS.get(options.benchmark, {})) | settings
+    trials = plan(methods, seeds, settings, grid or {}, options.evaluation_seed)
+    subject = subject_of(options, settings.get("template"))
     for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values():
         _check(trial, subject)
     comparison = Comparison(
         expunge_version="",
         created="",
         benchmark=options.benchmark,
+        options=plain(options.options),
+        control=None if options.reference is None else str(options.reference),
         source=str(model),
-        data={name: data_entry(records) for name, records in subject.sets.items()},
+        data=data_entries(subject.sets, subject.benchmark),
         forget_axis=axis_of(options.forget_metric or subject.axes[0], "forget", subject),
         utility_axis=axis_of(options.utility_metric or subject.axes[1], "retain", subject),
         trials=[begun(trial) for trial in trials],
@@ -118,6 +124,42 @@ def refresh(folder: Path) -> Comparison:
     """
     comparison = read_comparison(folder)
     return _write(comparison, folder)
+
+
+def merge(folders: Sequence[Path], folder: Path) -> Comparison:
+    """One comparison of the trials of several, for example of parts that ran side by side.
+
+    What the trials left is copied; the parts stay as they are. Parts of different models or data are refused.
+
+    Args:
+        folders: Each holds a comparison; a trial that stands in two of them is taken from the first.
+        folder: Of the whole; made if need be, and brought up to date if it holds an earlier merge.
+
+    Raises:
+        UsageError: A folder holds no comparison, or the comparisons are of different things.
+    """
+    if not folders:
+        raise ValueError("`folders` must hold at least one comparison; got none.")
+    parts = {place: read_comparison(place) for place in folders}
+    whole = next(iter(parts.values()))
+    trials: dict[str, TrialEntry] = {}
+    for place, part in parts.items():
+        _check_alike(part, whole, place)
+        for entry in part.trials:
+            if entry.name not in trials and (place / entry.name).is_dir():
+                shutil.copytree(place / entry.name, folder / entry.name, dirs_exist_ok=True)
+            trials.setdefault(entry.name, entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(whole.model_copy(update={"trials": list(trials.values())}), folder)
+
+
+def _check_alike(part: Comparison, whole: Comparison, place: Path) -> None:
+    for what in ("benchmark", "source", "data", "forget_axis", "utility_axis"):
+        if getattr(part, what) != getattr(whole, what):
+            raise UsageError(
+                f"Comparisons that are merged must have the same {_CALLED.get(what, 'metrics')}; that of "
+                f"{place} has another. Leave it out."
+            )
 
 
 @dataclass
@@ -157,10 +199,12 @@ class _Study:
         return ended(entry, record)
 
     def _unlearn(self, trial: Trial, place: Path, model: str | Path, *, again: bool) -> RunRecord:
+        sets: dict[str, Any] = dict(self.subject.sets)
         result = api.unlearn(
             model,
-            **self.subject.sets,
-            **self.subject.options,
+            **sets,
+            benchmark=self.subject.benchmark,
+            control=self.options.reference,
             method=trial.method,
             **trial.fixed,
             **trial.varied,
@@ -213,7 +257,7 @@ def _over(entry: TrialEntry) -> bool:
 
 
 def _claim(folder: Path, model: str | Path, options: CompareOptions) -> Path:
-    inputs = [model, options.forget, options.retain, options.holdout]
+    inputs = [model, options.reference, options.data, options.forget, options.retain, options.holdout]
     paths = [Path(found) for found in inputs if isinstance(found, str | Path)]
     return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
 
@@ -229,7 +273,7 @@ def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Co
     if not (folder / FILE).is_file():
         return comparison
     known = read_comparison(folder)
-    for what in ("benchmark", "source", "data"):
+    for what in _CALLED:
         if getattr(known, what) != getattr(comparison, what):
             raise UsageError(
                 f"--resume must continue with the same {_CALLED[what]}; those of {folder} differ. "
@@ -242,7 +286,13 @@ def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Co
     return comparison.model_copy(update={"trials": [*known.trials, *new]})
 
 
-_CALLED = {"benchmark": "BENCHMARK", "source": "--model", "data": "data"}
+_CALLED = {
+    "benchmark": "BENCHMARK",
+    "options": "--option",
+    "control": "--reference",
+    "source": "--model",
+    "data": "data",
+}
 
 
 def _check_asked(known: TrialEntry, entry: TrialEntry, folder: Path) -> None:
@@ -292,6 +342,8 @@ def _check_model(model: str | Path, subject: Subject, args: UnlearningArguments)
             context=context,
             name=name,
         )
+    if subject.benchmark is not None:
+        subject.benchmark.parts(tokenizer, context)
 
 
 def _drop(folder: Path, *, keep: bool) -> None:

@@ -119,6 +119,8 @@ class Comparison(Entry):
     expunge_version: str
     created: str = Field(description="ISO 8601, UTC")
     benchmark: str
+    options: dict[str, Any] = Field(default_factory=dict, description="of the benchmark, as asked for")
+    control: str | None = Field(None, description="a model that never saw the forget records, as named")
     source: str = Field(description="the model as the user named it")
     model: ModelEntry | None = None
     data: dict[str, DataEntry] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import api, output
+from expunge.locks import exclusive
 from expunge.people import people, write_world
 from expunge.progress import Reporter
 from expunge.runs import Result
@@ -22,6 +23,7 @@ LESSON: dict[str, Any] = {
 """How the people are taught: fast, since it is not what is on show."""
 
 
+@exclusive
 def run_demo(
     folder: Path, *, model: str, seed: int, control: bool, overwrite: bool, reporter: Reporter
 ) -> Result:

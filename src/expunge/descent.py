@@ -12,8 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge import shards
+from expunge.batching import concatenate
+from expunge.collate import IGNORED
+from expunge.defences.hardening import Hardening
+from expunge.defences.latent import Offsets, shifted
+from expunge.defences.sharpness import uphill
 from expunge.derived import is_forget
-from expunge.gramian import GradientBuffers, inner
+from expunge.gramian import GradientBuffers, Keep, inner
+from expunge.inference import bare
 from expunge.methods import Method
 from expunge.objectives import Objective, TokenLogits
 from expunge.observation import Batch, observe, sources_of, total, view
@@ -33,6 +40,9 @@ class Descent:
         mean_over_ranks: Reduces a small tensor over ranks.
         share: Objectives that read the same data sets share one forward pass. Not for models wrapped for
             several ranks, whose gradients are reduced in one backward pass per forward pass.
+        hardening: Adversaries that the forget objectives face; with any, every objective has a backward pass
+            of its own.
+        keep: How gradients wait for the others (see `GradientBuffers`).
     """
 
     def __init__(
@@ -44,31 +54,43 @@ class Descent:
         mean_over_ranks: Callable[[Tensor], Tensor],
         *,
         share: bool = True,
+        hardening: Hardening | None = None,
+        keep: Keep = "fp32",
     ) -> None:
+        self.hardening = hardening or Hardening()
         self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
         self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
+        self.keep = keep
         self.reference: LiveReference | None = None
         self.weighting = method.weighting
+        self.carried: dict[str, list[float]] = {}
         self.begin(repair=False, separate=True)
 
-    def begin(self, *, repair: bool, separate: bool) -> None:
+    def begin(self, *, repair: bool, separate: bool, carry: bool = False) -> None:
         """Start a step.
 
         Args:
             repair: Objectives on forget records, or on sets derived from them, take no part.
             separate: One backward pass per objective, whether or not the weighting needs it.
+            carry: Take the weights that the same objectives last had, if they had any, and one fused
+                backward pass.
         """
         objectives = self.method.objectives
         self.repair = repair
         self.active: list[Objective] = [o for o in objectives if not (repair and is_forget(o.source))]
-        self.separate = separate or self.weighting.needs_gramian
+        self._key = ",".join(objective.name for objective in self.active)
+        kept = separate or bool(self.hardening)
+        self.carrying = carry and not kept and self._key in self.carried
+        self.staleness: float | None = None
+        self.separate = kept or (self.weighting.needs_gramian and not self.carrying)
         self.losses: dict[str, float] = {objective.name: 0.0 for objective in self.active}
         self.tokens = 0
         self.batches: list[Mapping[str, Batch]] = []
+        self.counts: Mapping[str, float] = {}
         self.weights = torch.zeros(0, dtype=torch.float64)
         self.gramian: Tensor | None = None
         self.before: list[Tensor] = []
-        self._buffers = GradientBuffers(self.parameters, len(objectives))
+        self._buffers = GradientBuffers(self.parameters, len(self.active), self.keep)
         self._clock = time.perf_counter()
 
     @property
@@ -89,11 +111,30 @@ class Descent:
             The sum of the objectives' shares, unweighted.
         """
         self.batches.append(batches)
+        self.counts = counts
         self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
-        shares = (self._separate if self.separate else self._fused)(model, batches, counts)
-        for name, share in shares.items():
-            self.losses[name] += share
-        return sum(shares.values())
+        found = (self._separate if self.separate else self._fused)(model, batches, counts)
+        for name, loss in found.items():
+            self.losses[name] += loss
+        return sum(found.values())
+
+    def harden(self, model: nn.Module) -> None:
+        """Take every forget gradient anew where the weights would undo forgetting fastest, once per step.
+
+        After the last micro-batch and before `combine`; the parameters are bit-identical afterwards, and the
+        losses stay those at the parameters. Without sharpness it does nothing.
+
+        Args:
+            model: As for `add`.
+        """
+        for i, objective in enumerate(self.active):
+            if self.hardening.sharpness and is_forget(objective.source):
+                with uphill(self.parameters, self._buffers.gradients[i], self.hardening.sharpness):
+                    self._buffers.gradients[i] = [None] * len(self.parameters)
+                    for batches in self.batches:
+                        seen = self._see(model, batches, [objective])
+                        with self._buffers.collect(i):
+                            self.backward(self._share(objective, seen, batches, self.counts))
 
     def combine(self) -> bool:
         """Set `.grad` to Σ w_i g_i, once per optimizer step.
@@ -104,25 +145,30 @@ class Descent:
         count = len(self.active)
         losses = self.mean_over_ranks(torch.tensor(list(self.losses.values()), dtype=torch.float64))
         self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
-        gramian = self._buffers.gramian()[:count, :count] if self.separate else torch.zeros(count, count)
+        gramian = self._buffers.gramian() if self.separate else torch.zeros(count, count)
         finite = bool(losses.isfinite().all() and gramian.isfinite().all())
         self.weights = self._weigh(gramian, losses) if finite else torch.full((count,), math.nan)
         if not (self.weights.isfinite().all() and (self.separate or self._finite())):
-            for parameter in self.parameters:
-                parameter.grad = None
-            self._buffers.release()
+            self.discard()
             return False
         if self.separate:
             self.gramian = gramian
-            resting = torch.zeros(len(self.method.objectives) - count, dtype=torch.float64)
-            self._buffers.combine(torch.cat([self.weights, resting]))
+            self._buffers.combine(self.weights)
+            self.staleness = self._staleness(gramian)
+            self.carried[self._key] = self.weights.tolist()
         if isinstance(self.weighting, Stateful) and not self.repair:
             self.weighting.observe(losses)
         return True
 
+    def discard(self) -> None:
+        """Drop the gradients of this step: nothing is to move."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._buffers.release()
+
     def remember(self) -> None:
         """Keep a copy of the parameters, just before the optimizer moves them."""
-        self.before = [parameter.detach().clone() for parameter in self.parameters]
+        self.before = [own.clone() for own in shards.shares(self.parameters)]
 
     def entry(self, step: int, learning_rate: float, *, clipped: bool) -> Step:
         """The log of this step, just after the optimizer moved the parameters; frees the gradients.
@@ -201,7 +247,33 @@ class Descent:
         if live and self.reference is not None:
             read = dict.fromkeys(name for objective in live for name in sources_of(objective))
             references = self.reference({name: batches[name] for name in read}, self.pad_id, layers)
-        return observe(model, wanted, self.pad_id, layers, references)
+
+        def look(at: nn.Module) -> dict[str, TokenLogits]:
+            return observe(at, wanted, self.pad_id, layers, references)
+
+        with shifted(model, self._oppose(bare(model), batches, group, look)):
+            return look(model)
+
+    def _oppose(
+        self,
+        model: nn.Module,
+        batches: Mapping[str, Batch],
+        group: Sequence[Objective],
+        look: Callable[[nn.Module], Mapping[str, TokenLogits]],
+    ) -> Offsets:
+        """What the adversary adds to the residual stream at the prompts of a group that forgets."""
+        latent = self.hardening.latent
+        if latent is None or not all(is_forget(objective.source) for objective in group):
+            return {}
+        names = dict.fromkeys(name for objective in group for name in sources_of(objective))
+        joined = concatenate([batches[name] for name in names], self.pad_id)
+        prompts = (joined["labels"] == IGNORED) & joined["attention_mask"].bool()
+
+        def loss() -> Tensor:
+            seen = look(model)
+            return torch.stack([self._share(o, seen, batches, self.counts) for o in group]).sum()
+
+        return latent.worst(model, prompts, loss)
 
     def _share(
         self,
@@ -216,6 +288,8 @@ class Descent:
     def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""
         weighting = self.weighting
+        if self.carrying:
+            return torch.tensor(self.carried[self._key], dtype=torch.float64)
         if weighting.needs_gramian:
             return weighting(gramian, losses)
         objectives = self.method.objectives
@@ -223,9 +297,17 @@ class Descent:
         weights = weighting(torch.zeros(size, size), torch.zeros(size))
         return weights[[i for i, objective in enumerate(objectives) if objective in self.active]]
 
+    def _staleness(self, gramian: Tensor) -> float | None:
+        """Cosine of the direction under the weights carried so far with the one under this step's weights."""
+        if self._key not in self.carried:
+            return None
+        old, new = torch.tensor(self.carried[self._key], dtype=torch.float64), self.weights
+        lengths = float((old @ gramian @ old) * (new @ gramian @ new))
+        return float(old @ gramian @ new) / math.sqrt(lengths) if lengths > 0 else None
+
     def _finite(self) -> bool:
-        present = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return bool(torch.stack(torch._foreach_norm(present)).isfinite().all()) if present else True
+        gradient = [parameter.grad for parameter in self.parameters]
+        return math.isfinite(inner(gradient, gradient))
 
     def _norms(self) -> dict[str, float]:
         if self.gramian is None:
@@ -244,7 +326,7 @@ class Descent:
 
     def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
         """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
-        fall = (old - new.detach() for old, new in zip(self.before, self.parameters, strict=True))
+        fall = (old - shards.share(new) for old, new in zip(self.before, self.parameters, strict=True))
         products, length = self._buffers.products(fall, self._clip() if clipped else 1.0)
         return {
             name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0

@@ -19,7 +19,7 @@ class StepEvents(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.unlearner.monitor.begin()
+        self.unlearner.begin_training()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -53,6 +53,7 @@ class StepEvents(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.unlearner.monitor.finish(state.global_step, self.unlearner.rate, args.max_steps)
+        self.unlearner.return_to_checkpoint()
 
 
 def forget_updates(optimizer: Any) -> None:

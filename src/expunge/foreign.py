@@ -11,10 +11,12 @@ from expunge.benchmarks.benchmark import Measured
 from expunge.benchmarks.samples import samples
 from expunge.environment import environment, installed
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.record import DataEntry, Evaluation, RunRecord, write_record
 from expunge.report import write_report
 
 
+@exclusive
 def read_results(
     benchmark: str,
     results: Path,

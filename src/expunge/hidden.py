@@ -56,7 +56,7 @@ def residual_stream(
         positions: True where it is wanted.
 
     Yields:
-        Layer, as it was asked for -> [k, d] in row-major order of `positions`; filled by the forward pass.
+        Layer, as it was asked for -> [k, d] in row-major order of `positions`; complete at the end.
     """
     caught: dict[int, Tensor] = {}
     if not layers:
@@ -66,13 +66,13 @@ def residual_stream(
 
     def enters(asked: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[asked] = (args[0] if args else kwargs["hidden_states"])[positions]
+            caught[asked] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
     def leaves(asked: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            caught[asked] = (output[0] if isinstance(output, tuple) else output)[positions]
+            caught[asked] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -87,3 +87,5 @@ def residual_stream(
     finally:
         for handle in handles:
             handle.remove()
+        for asked, stream in caught.items():  # here, as a block under activation checkpointing runs twice
+            caught[asked] = stream[positions]

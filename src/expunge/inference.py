@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import GenerationMixin, PreTrainedModel
 
+from expunge.shards import reshard
+
 Precision = Literal["fp32", "bf16"]
 
 Progress = Callable[[int], None]
@@ -47,6 +49,7 @@ def evaluating(model: nn.Module, precision: Precision) -> Iterator[torch.device]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield device
     finally:
+        reshard(model)
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module in training:
@@ -88,6 +91,14 @@ def model_context(model: nn.Module) -> int | None:
     """Positions that the configuration of a model in memory states, if it states any."""
     stated = getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
     return None if stated is None else int(stated)
+
+
+def cache_bytes(model: nn.Module) -> int:
+    """Bytes of keys and values that a decoding model keeps per token, in the dtype of its weights."""
+    config = language_model(model).config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width) * next(model.parameters()).element_size()
 
 
 def runs(

@@ -93,6 +93,18 @@ def share(
     return mean(values, seed=seed, groups=groups, resamples=resamples)
 
 
+def exact_share(flags: Sequence[bool]) -> Metric:
+    """Share of records with the exact interval of Clopper and Pearson (1934), whatever the share.
+
+    Raises:
+        ValueError: No flag.
+    """
+    if len(flags) == 0:
+        raise ValueError("`flags` must hold at least one record; got none.")
+    low, high = _exact(sum(flags), len(flags))
+    return Metric(value=sum(flags) / len(flags), low=low, high=high, n=len(flags))
+
+
 def membership_auc(
     members: Sequence[float],
     others: Sequence[float],

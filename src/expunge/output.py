@@ -5,14 +5,17 @@ Nothing that a user or an earlier run put there is touched before all input has 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from expunge import checkpoints, locks
 from expunge.errors import UsageError
 
 CHECKPOINTS, MARKER = "checkpoints", ".expunge"
+
+OWN = (MARKER, locks.LOCK)
+"""Files that say nothing of a run."""
 
 
 def claim(
@@ -28,11 +31,13 @@ def claim(
 
     Raises:
         UsageError: It is a file, holds files that the flags do not allow, holds an input, or cannot be
-            written to.
+            written to; another process writes to it.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output must be a folder; {folder} is a file. Choose another name.")
-    occupied = folder.is_dir() and any(path.name != MARKER for path in folder.iterdir())
+    if (folder / locks.LOCK).is_file():
+        locks.hold(folder)
+    occupied = folder.is_dir() and any(path.name not in OWN for path in folder.iterdir())
     ours = (folder / MARKER).is_file() or (folder / "record.json").is_file()
     if occupied and not (resume or overwrite):
         raise UsageError(
@@ -49,8 +54,11 @@ def claim(
         raise UsageError(
             f"--overwrite must not remove an input; {inside[0]} lies in {folder}. Move one of them."
         )
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        locks.hold(folder)
+        locks.made(absent, (*OWN, CHECKPOINTS))
         (folder / MARKER).write_text("This folder is written by expunge.\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
@@ -64,26 +72,24 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != MARKER:
+        elif path.name not in OWN:
             path.unlink()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if _complete(path)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest whole checkpoint of a run, or None."""
+    return checkpoints.newest(folder / CHECKPOINTS)
 
 
-def drop_checkpoints(folder: Path) -> None:
-    """Remove checkpoints: the run has ended well."""
+def tidy(folder: Path) -> None:
+    """Remove checkpoints and what killed processes left: the run has ended, and its record is written."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for left in (*folder.glob(".model.*"), *folder.glob(".record.json.*"), *folder.glob(".report.html.*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def _complete(checkpoint: Path) -> bool:
-    """Whether both states were written to their end; the Trainer's is the last file of a checkpoint."""
-    try:
-        for name in ("expunge_state.json", "trainer_state.json"):
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def private(folder: Path) -> Path:
+    """A folder inside the output, created closed to other users."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

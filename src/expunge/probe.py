@@ -16,6 +16,7 @@ from expunge.inference import evaluating
 from expunge.logits import label_positions
 from expunge.objectives import TokenLogits
 from expunge.observation import Batch, token_logits
+from expunge.shards import shares
 from expunge.step_sizes import Line
 
 
@@ -44,21 +45,22 @@ def measure_line(
 
     Args:
         parameters: At θ − ηu.
-        before: Copies of the parameters at θ.
+        before: Copies of the parameters (of sharded ones: of this rank's shares) at θ.
         zero: Losses at θ.
         losses: Measures the rows at the current parameters.
         tokens: Label tokens of each row.
     """
     plus = losses()
-    after = [parameter.detach().clone() for parameter in parameters]
+    present = shares(parameters)
+    after = [own.clone() for own in present]
     try:
         with torch.no_grad():
-            for parameter, old, new in zip(parameters, before, after, strict=True):
-                parameter.copy_(old + (old - new))
+            for own, old, new in zip(present, before, after, strict=True):
+                own.copy_(old + (old - new))
         minus = losses()
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(parameters), after)
+            torch._foreach_copy_(present, after)
     return Line(minus=minus, zero=zero, plus=plus, tokens=tokens)
 
 
@@ -66,8 +68,8 @@ def rescale_step(parameters: Sequence[Tensor], before: Sequence[Tensor], factor:
     """Move from θ − ηu to θ − factor·ηu: what the optimizer would have done at factor·η."""
     if factor != 1.0:
         with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(old + (parameter - old) * factor)
+            for own, old in zip(shares(parameters), before, strict=True):
+                own.copy_(old + (own - old) * factor)
 
 
 def _row_means(tokens: TokenLogits, rows: int) -> Float[Tensor, " r"]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -39,8 +40,18 @@ from expunge.models import (
 )
 from expunge.monitor import RunState
 from expunge.progress import Advance, Reporter, Silent
-from expunge.record import DataEntry, Evaluation, ModelEntry, RunRecord, Stage, read_record, write_record
+from expunge.record import (
+    DataEntry,
+    Evaluation,
+    ModelEntry,
+    RunRecord,
+    Sample,
+    Stage,
+    read_record,
+    write_record,
+)
 from expunge.records import Records
+from expunge.redaction import REDACTED, redacted
 from expunge.report import write_report
 from expunge.tables import Tables, examine, work
 
@@ -131,10 +142,14 @@ class Run:
                 self.subject.parts(tokenizer, model_context(model))
                 source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:
-                tokenizer = tokenizer or load_tokenizer(model)
-                self.subject.parts(tokenizer, configured_context(model))
+                trust = self.options.trust_remote_code
+                tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
+                self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
                 quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
-                source, loaded = str(model), load_model(model, quantization=quantization)
+                narrow = self.args.lora_bf16 and stage == "before"
+                dtype = torch.bfloat16 if narrow else torch.float32
+                source = str(model)
+                loaded = load_model(model, dtype=dtype, trust_remote_code=trust, quantization=quantization)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -164,11 +179,12 @@ class Run:
 
     def accept(self) -> None:
         """All input has been accepted: an earlier run that is to be replaced may go."""
-        if self.folder and self.options.overwrite and not self.options.claimed:
+        if self.folder and self.options.overwrite and not self.options.claimed and ranks.first():
             output.clear(self.folder)
-        if self.folder:
+        if self.folder and ranks.first():
             for found in self._fresh:
-                found.write(self.folder / output.CHECKPOINTS / "derived")
+                found.write(output.private(self.folder / output.CHECKPOINTS / "derived"))
+        ranks.wait()
         self._fresh = []
 
     def unfinished(self) -> RunRecord | None:
@@ -183,7 +199,11 @@ class Run:
         if record.stop is None or record.stop.reason == "interrupted":
             return None
         if "before" in record.evaluations and "after" not in record.evaluations:
-            return record
+            whole = (self.folder / "model").is_dir()
+            return record if whole else None  # killed while the model was replaced: the checkpoint has it
+        if not (self.folder / "report.html").is_file():  # killed between the two
+            write_report(record, self.folder)
+        self.tidy()
         raise UsageError(
             f"--resume must name an interrupted run; the one in {self.folder} has ended "
             f"({record.stop.reason}). Give --overwrite to run it again."
@@ -237,6 +257,11 @@ class Run:
             self._own = UserRecords(dict(self.sets), self.args.encoding, swap_seed=self.evaluation_seed)
         return self._own
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the record says of a named benchmark that measures this run."""
+        return {} if self.benchmark is None else {"benchmark": self.benchmark.name}
+
     def _own_seed(self) -> dict[str, int]:
         seed = self.options.evaluation_seed
         return {} if seed is None else {"evaluation_seed": seed}
@@ -245,12 +270,14 @@ class Run:
         """Write the model into the output folder, if there is one."""
         if self.folder:
             with self.timed("save"):
-                save_model(model, tokenizer, self.folder / "model")
+                if ranks.first():
+                    save_model(model, tokenizer, self.folder / "model")
+                ranks.wait()
 
     def tidy(self) -> None:
-        """Remove checkpoints: the run has ended well."""
-        if self.folder:
-            output.drop_checkpoints(self.folder)
+        """Remove checkpoints and leftovers: the run has ended well, and its record is written."""
+        if self.folder and ranks.first():
+            output.tidy(self.folder)
 
     def record(
         self, configuration: Mapping[str, Any], method: str | None = None, state: RunState | None = None
@@ -270,7 +297,7 @@ class Run:
             seed=self.args.seed,
             method=method,
             after=self.chain.entry(self.first_evaluation) if self.chain else None,
-            data={name: data_entry(records) for name, records in self._data().items()},
+            data=data_entries(self._data(), self.benchmark),
             models=self.models,
             environment=environment(),
             history=state.steps if state else [],
@@ -278,15 +305,22 @@ class Run:
             checks=state.checks if state else [],
             stop=state.stop if state else None,
             evaluations={stage: self._evaluation(stage) for stage in self.measured},
-            samples=samples(self.measured),
+            samples=self._samples(),
             timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
             peak_memory_bytes=peak_memory(),
-            notes=[*self.options.notes, *self.notes, *_duplicate_notes(self.sets)],
+            notes=[*self.options.notes, *self.notes, *self._redaction(), *_duplicate_notes(self.sets)],
         )
         if self.folder and ranks.first():
             write_record(record, self.folder)
             write_report(record, self.folder)
         return record
+
+    def _redaction(self) -> list[str]:
+        return [REDACTED] if self.options.redact else []
+
+    def _samples(self) -> list[Sample]:
+        shown = samples(self.measured)
+        return redacted(shown) if self.options.redact else shown
 
     def _data(self) -> dict[str, Records]:
         """All sets; what earlier requests removed stands there request by request already."""
@@ -326,6 +360,7 @@ class RunOptions:
         evaluate: Measure before and after.
         evaluation_seed: Seed of the evaluation; None is the run's own.
         control: A model that never saw the forget records, measured as well.
+        benchmark: What measures the models; None: the sets themselves.
         after: Folder of an earlier run to continue: its model, with its forget records kept forgotten.
         forgotten: Where the forget sets of earlier requests lie now, in their order; by default where their
             records name them.
@@ -333,6 +368,8 @@ class RunOptions:
         neighbours: Folder that `expunge neighbours` wrote: rows to keep with care, and probes.
         prompt_field: Name of the prompt in the data; None finds the usual names.
         response_field: Name of the response in the data.
+        redact: Record and page hold no text of any record, nor what a model wrote.
+        trust_remote_code: Let a model run code of its own.
         target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
         kind: The verb in the record.
         cache: Folder that keeps what models said, so that the same question is not asked twice.
@@ -348,12 +385,15 @@ class RunOptions:
     evaluate: bool = True
     evaluation_seed: int | None = None
     control: ModelSource | None = None
+    benchmark: Benchmark | Harness | None = None
     after: str | Path | None = None
     forgotten: Sequence[Any] = ()
     original: ModelSource | None = None
     neighbours: str | Path | None = None
     prompt_field: str | None = None
     response_field: str | None = None
+    redact: bool = False
+    trust_remote_code: bool = False
     target_loss: float = 0.02
     kind: Kind = "run"
     cache: Path | None = None
@@ -382,8 +422,9 @@ def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:
     if options.claimed:
         return Path(options.output)
     paths = [Path(item) for item in inputs if isinstance(item, str | Path)]
-    return output.claim(
-        Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=paths
+    folder = Path(options.output)
+    return ranks.decided(
+        lambda: output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
     )
 
 
@@ -396,6 +437,17 @@ def data_entry(records: Records) -> DataEntry:
         duplicates=records.duplicates,
         fields=dict(records.fields),
     )
+
+
+def data_entries(
+    sets: Mapping[str, Records], benchmark: Benchmark | Harness | None = None
+) -> dict[str, DataEntry]:
+    """All that was read: the sets, and under "NAME/SET" those of a benchmark that are not among them."""
+    read = dict(sets)
+    if benchmark is not None:
+        asked = {name: records for name, records in benchmark.sets.items() if sets.get(name) is not records}
+        read |= {f"{benchmark.name}/{name}": records for name, records in asked.items()}
+    return {name: data_entry(records) for name, records in read.items()}
 
 
 def _duplicate_notes(sets: Mapping[str, Records]) -> list[str]:

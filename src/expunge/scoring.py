@@ -104,7 +104,7 @@ def score(
     scores: dict[int, TokenScores] = {}
     with evaluating(model, precision) as device:
         blocks = _projects_blocks(model, rows[0], device)
-        for batch in ranks.own(list(_batches(model, rows, batch_tokens, blocks)), model):
+        for batch in ranks.own(list(_batches(model, rows, batch_tokens, blocks)), model, even=True):
             chosen = [rows[i] for i in batch]
             inputs = {name: value.to(device) for name, value in collate(chosen, pad_id).items()}
             cache = prefixes.cache(chosen) if prefixes is not None and blocks else None
@@ -114,7 +114,7 @@ def score(
                 prefixes.keep(cache, chosen, [one.leading for one in found])
             if progress is not None:
                 progress(len(batch))
-    whole = ranks.together(scores, model)
+    whole = ranks.together(scores, model, even=True)
     if progress is not None and len(scores) < len(whole):
         progress(len(whole) - len(scores))
     return [whole[i] for i in range(len(rows))]
@@ -152,7 +152,7 @@ def _batches(
     Where logits exist as a whole, their number is bounded too.
     """
     lengths = [len(row.input_ids) for row in rows]
-    batches = batches_by_tokens(lengths, ranks.portion(batch_tokens, sum(lengths), model))
+    batches = batches_by_tokens(lengths, ranks.portion(batch_tokens, sum(lengths), model, even=True))
     if blocks:
         yield from batches
         return

@@ -28,6 +28,7 @@ RESERVED = {
     "claimed": "--output",
     "reporter": "--quiet",
     "cache": "--cache",
+    "benchmark": "BENCHMARK",
     "evaluation_seed": "compare",
 }
 """Names that a command line sets in another way."""

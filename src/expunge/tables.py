@@ -14,13 +14,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from expunge.collate import Encoded
 from expunge.generation import Generation, generate
 from expunge.gradients import gradient_norms
-from expunge.inference import Precision, Progress
+from expunge.inference import Precision, Progress, cache_bytes
 from expunge.prefixes import Prefixes
 from expunge.scoring import TokenScores, score
 
@@ -110,7 +111,8 @@ def examine(
         parts: Name -> rows and what is asked about them.
         precision: Of all forward passes.
         batch_tokens: Tokens per batch, padding included; None: on a CPU 512 when scoring (what fits its
-            caches is fastest) and 8,192 when decoding, elsewhere 32,768.
+            caches is fastest) and 8,192 when decoding; elsewhere 32,768, and up to 131,072 when decoding,
+            as far as keys and values take no more than a sixteenth of the accelerator's memory.
         cache: Folder of earlier results, which are taken where model, tokenizer, rows, settings and code are
             the same (see `expunge.table_cache`).
         progress: Called with the rows finished since the last call; `work` says how many there are in all.
@@ -120,7 +122,7 @@ def examine(
         UsageError: `cache` cannot be a private folder.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
-    sizes = (512, 8192) if on_cpu else (32_768, 32_768)
+    sizes = (512, 8192) if on_cpu else (32_768, _decoding_tokens(model))
     passes = _Passes(
         model, tokenizer, precision, (batch_tokens, batch_tokens) if batch_tokens else sizes, progress
     )
@@ -130,6 +132,18 @@ def examine(
 
     key = table_cache.key(model, tokenizer, parts, precision, passes.batch_tokens)
     return table_cache.recall(cache, key, parts, lambda: passes.tables(parts), progress)
+
+
+def _decoding_tokens(model: nn.Module) -> int:
+    """Tokens per decoding batch on an accelerator, where a step takes as long for few rows as for many.
+
+    From the memory that the device has, not from what is free: batches must not depend on who else is there.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return 32_768
+    room = torch.cuda.get_device_properties(device).total_memory / 16 / cache_bytes(model)
+    return next((size for size in (131_072, 65_536) if size <= room), 32_768)
 
 
 def work(parts: Mapping[str, Part]) -> int:

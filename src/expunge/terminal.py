@@ -12,7 +12,12 @@ from typing import Any
 from cyclopts import CycloptsError
 from rich.console import Console
 
+from expunge.disk import FIXES, reason
 from expunge.errors import UsageError
+from expunge.interrupt import termination_as_interrupt
+
+DIVERGED = 3
+"""Exit status of a run whose losses or weights left all bounds; its record says more."""
 
 
 def guarded(call: Callable[[], Any]) -> int:
@@ -20,9 +25,15 @@ def guarded(call: Callable[[], Any]) -> int:
     _hush()
     errors = Console(stderr=True, highlight=False)
     try:
-        call()
+        with termination_as_interrupt():
+            call()
     except (UsageError, CycloptsError) as error:
         errors.print(f"[red]expunge:[/red] {_plain(error)}", soft_wrap=True)
+        return 2
+    except OSError as error:
+        if error.errno not in FIXES:
+            raise
+        errors.print(f"[red]expunge:[/red] {_plain(_environment(error))}", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("expunge: interrupted at once; nothing more was written.")
@@ -30,6 +41,13 @@ def guarded(call: Callable[[], Any]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     return 0
+
+
+def _environment(error: OSError) -> UsageError:
+    """What the file system did to us, as a message: a full disk, a folder that is gone."""
+    where = f"{error.filename}: " if error.filename else ""
+    fix = FIXES[error.errno or 0]
+    return UsageError(f"Files must be readable and writable; {where}{reason(error)}. {fix}, then try again.")
 
 
 def _plain(error: Exception) -> str:
@@ -60,10 +78,12 @@ def reporter(silent: bool) -> Any:
 
 
 def finish(result: Any, *, quiet: bool, as_json: bool) -> None:
-    """Show the result of a verb; exit status 130 if it was interrupted."""
+    """Show the result of a verb; exit status 130 if it was interrupted, 3 if it diverged."""
     show(result.record, result.folder, quiet=quiet, as_json=as_json)
     if result.record.stop and result.record.stop.reason == "interrupted":
         raise SystemExit(130)
+    if result.record.stop and result.record.stop.reason == "diverged":
+        raise SystemExit(DIVERGED)
 
 
 def show(record: Any, folder: Path | None, *, quiet: bool, as_json: bool) -> None:
@@ -80,6 +100,19 @@ def show(record: Any, folder: Path | None, *, quiet: bool, as_json: bool) -> Non
             console.print(part)
         if folder:
             console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
+
+
+def audited(record: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
+    """An audit as a table or as JSON, and where its page is."""
+    from expunge.report.audit import table
+
+    if as_json:
+        print(record.model_dump_json())
+    elif not quiet:
+        console = Console(highlight=False)
+        for part in table(record):
+            console.print(part)
+        console.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True, markup=False)
 
 
 def compared(found: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:

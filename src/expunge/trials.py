@@ -58,6 +58,7 @@ def plan(
     seeds: Sequence[int],
     settings: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
+    evaluation_seed: int | None = None,
 ) -> list[Trial]:
     """All trials, the first seed of every setting first, so that an early look covers every method.
 
@@ -68,6 +69,7 @@ def plan(
         seeds: Likewise.
         settings: Of every trial.
         grid: Setting -> values; several settings are combined, every value with every other.
+        evaluation_seed: Of every trial's evaluation; None is the first of `seeds`.
 
     Raises:
         UsageError: Nothing to try, a repetition, a setting for a method that is not compared, a setting that
@@ -81,6 +83,7 @@ def plan(
         _check(f"--grid {key}", values)
     _check_scopes((*settings, *grid), methods)
     trials = []
+    asked = seeds[0] if evaluation_seed is None else evaluation_seed
     for seed, method in itertools.product(seeds, methods):
         fixed, axes = of_method(settings, method), of_method(grid, method)
         if both := fixed.keys() & axes.keys():
@@ -88,7 +91,7 @@ def plan(
                 f"--grid and --set must not both name {sorted(both)[0]} (for {method}). Drop one."
             )
         for point in itertools.product(*axes.values()):
-            trials.append(Trial(method, dict(zip(axes, point, strict=True)), fixed, seed, seeds[0]))
+            trials.append(Trial(method, dict(zip(axes, point, strict=True)), fixed, seed, asked))
     return trials
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from expunge import checkpoints, ranks
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource, Draws, Sources
@@ -25,6 +27,7 @@ from expunge.collate import Encoded, Encoding, collate
 from expunge.companions import join_rows, joined
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
+from expunge.disk import writing
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
@@ -38,6 +41,8 @@ from expunge.record import Step, Stop
 from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
+from expunge.sharding import fsdp_wanted, shard_on_cpu
+from expunge.shards import fill, skeleton
 
 PROBE_BATCH = 8
 
@@ -101,6 +106,7 @@ class Unlearner(Trainer):
         encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
         self.encoded, self.own = join_rows(encoded)
         self.pad_id = int(processing_class.pad_token_id or 0)
+        self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
             args=args,
@@ -131,9 +137,12 @@ class Unlearner(Trainer):
             self.accelerator.backward,
             self._mean_over_ranks,
             share=self.accelerator.num_processes == 1,
+            hardening=args.hardening,
+            keep=args.gradient_buffers,
         )
         self.interrupt = Interrupt()
         self._line = False
+        self._staging = ""
         self.add_callback(StepEvents(self))
 
     # -- results ---------------------------------------------------------------------------------
@@ -153,6 +162,11 @@ class Unlearner(Trainer):
         """η of the next step (of the first parameter group)."""
         assert self.optimizer is not None
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; FSDP is not dropped where there are CPUs only."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator, self.args)
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -214,10 +228,11 @@ class Unlearner(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
         with self.interrupt:
             self._consult_reference(resume_from_checkpoint)
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
         """Before the weights move: what objectives must know of the model as it is now, once a run."""
@@ -225,15 +240,21 @@ class Unlearner(Trainer):
             self.facts = TokenFacts.load(Path(checkpoint), self.encoded)
         if self.facts is None:
             means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
-            ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
-            self.facts = compute_facts(self.method, self.encoded, means, ranks)
+            own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
+            self.facts = compute_facts(self.method, self.encoded, means, own)
         if live_sources(self.method) and self.descent.reference is None:
             self.descent.reference = LiveReference(self.trained, self.args.precision)
         if self.monitor.phases and not self.monitor.phases.start:
             self.monitor.phases.begin(self.descent.reference.start if self.descent.reference else None)
 
     def delivered(self) -> nn.Module:
-        """The model to save and to measure: with an adapter of this run merged in, if settings say so."""
+        """The model to save and to measure: with an adapter of this run merged in, if settings say so.
+
+        A sharded one is gathered, on every rank's host; all ranks must ask. Where that is too large for them,
+        `save_model` gathers on the first rank alone.
+        """
+        if self._skeleton is not None and ranks.sharded(self.trained):
+            self.trained = fill(self._skeleton, self.trained)
         if self.args.lora_rank and self.args.lora_merge:
             return merge_adapter(self.trained)
         return self.trained
@@ -249,6 +270,11 @@ class Unlearner(Trainer):
         self.trained.eval()
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
+
+    def begin_training(self) -> None:
+        """Event of the step loop: the model is wrapped and, under FSDP, its parameters are others now."""
+        self.descent.parameters = self.monitor.parameters
+        self.monitor.begin()
 
     # -- the gradient of one optimizer step ------------------------------------------------------
 
@@ -275,18 +301,42 @@ class Unlearner(Trainer):
         batches: dict[str, Any] = self._prepare_inputs(dict(inputs))
         if self.stop is not None:  # decided before this step: nothing may move
             return torch.zeros((), device=self.args.device)
+        if self.descent.separate:
+            self._reduce_now(model)
         with self.accelerator.autocast():
             share = self.descent.add(model, batches, num_items_in_batch)
-        if self.accelerator.sync_gradients and not self.descent.combine():
-            self.monitor.diverged(self.state.global_step)
+            if self.accelerator.sync_gradients:
+                self.descent.harden(model)
+        if self.accelerator.sync_gradients:
+            self._combine()
         return torch.tensor(share, device=self.args.device)
+
+    def _combine(self) -> None:
+        """Make the step's gradient, or none where the run has diverged."""
+        step = self.state.global_step
+        if not self.descent.combine():
+            self.monitor.diverged(step)
+        elif sentence := self.monitor.exploded(self.descent.losses):
+            self.descent.discard()
+            self.monitor.diverged(step, sentence)
+
+    def _reduce_now(self, model: nn.Module) -> None:
+        """Where gradients do not wait in `.grad`, every micro-batch's are reduced over ranks, not the last's.
+
+        FSDP2 would otherwise let whole gradients pile up, those of all objectives in one.
+        """
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
+        elif isinstance(model, DistributedDataParallel) and self.args.gradient_buffers != "fp32":
+            model.require_backward_grad_sync = True  # the Trainer's `no_sync` puts its own value back
 
     def begin_step(self) -> None:
         """Event of the step loop: before the first micro-batch."""
-        every = self.args.diagnose_every
-        diagnose = every > 0 and self.state.global_step % every == 0
+        every, step = self.args.diagnose_every, self.state.global_step
+        diagnose = every > 0 and step % every == 0 and not self.monitor.weighting.needs_gramian
+        carry = step % self.args.refresh_every > 0
         self.descent.weighting = self.monitor.weighting
-        self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose)
+        self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)
 
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""
@@ -319,6 +369,7 @@ class Unlearner(Trainer):
         if phases is None or self.stop or not phases.ended(self.state.global_step, self.args.max_steps):
             return
         phases.advance()
+        self.descent.carried.clear()
         forget_updates(self.optimizer)
         self.lr_scheduler = None
         self.create_scheduler(self.args.max_steps)
@@ -367,17 +418,47 @@ class Unlearner(Trainer):
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:  # first: the Trainer's own part ends by removing older checkpoints
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            self.monitor.save(folder)
-            if self.facts is not None:
-                self.facts.save(folder)
-        super()._save_checkpoint(model, trial)
+        """As the Trainer's, but whole or absent: it is written beside the others and named at the end."""
+        folder, first = Path(self._get_output_dir(trial)), self.args.should_save
+        name = f"checkpoint-{self.state.global_step}"
+        with writing("A checkpoint", folder):
+            try:
+                if first:
+                    checkpoints.begin(folder)
+                self.accelerator.wait_for_everyone()
+                self._staging = checkpoints.STAGING
+                if first or ranks.sharded(self.trained):
+                    self.monitor.state.carried = self.descent.carried
+                    self.monitor.save(folder / self._staging / name)
+                if first and self.facts is not None:
+                    self.facts.save(folder / self._staging / name)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if first:
+                    checkpoints.publish(folder, name, self.args.save_total_limit)
+            except BaseException:
+                checkpoints.abandon(folder)
+                raise
+            finally:
+                self._staging = ""
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As the Trainer's; while a checkpoint is written, the place where that happens."""
+        return str(Path(super()._get_output_dir(trial)) / self._staging)
+
+    def return_to_checkpoint(self) -> None:
+        """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
+        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
+        if checkpoint and self.monitor.astray and self.monitor.owns(checkpoint):
+            self._load_from_checkpoint(str(checkpoint))
+            self.monitor.returned(checkpoints.step_of(checkpoint), "the last checkpoint")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.monitor.load(Path(checkpoint))
+            self.descent.carried = dict(self.monitor.state.carried)
 
 
 def _records(name: str, data: RecordSource) -> Records:

@@ -1,1 +1,199 @@
-"""Attempts to bring back what was removed, one idea per file."""
+"""Attempts to bring back what was removed, one idea per file.
+
+`ATTACKS` maps names to where each attack stands; a module is imported when its attack is asked for, so that a
+missing optional library costs the attacks that need it and nothing else. Adding an attack is adding a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Final, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from expunge.attacks.attack import (
+    FAMILIES,
+    Attack,
+    Clock,
+    Cost,
+    Family,
+    Findings,
+    Probes,
+    Recovery,
+    Role,
+    Setting,
+    Target,
+)
+from expunge.errors import UsageError
+from expunge.extension import load_object, names_object
+
+PLAIN: Final = "prompt"
+"""The attack that every audit begins with: the training prompt."""
+
+_NONE = {
+    "prompt": "expunge.attacks.plain:Prompt",
+}
+_INPUT = {
+    "templates": "expunge.attacks.templates:Templates",
+    "paraphrases": "expunge.attacks.templates:Paraphrases",
+    "shifts": "expunge.attacks.shifts:Shifts",
+    "prefix": "expunge.attacks.prefix:Prefix",
+    "few-shot": "expunge.attacks.few_shot:FewShot",
+    "multi-turn": "expunge.attacks.multi_turn:MultiTurn",
+    "jailbreak": "expunge.attacks.jailbreak:Jailbreak",
+    "composed": "expunge.attacks.composed:Composed",
+}
+_SAMPLING: dict[str, str] = {}
+_EMBEDDING: dict[str, str] = {}
+_ACTIVATIONS: dict[str, str] = {}
+_WEIGHTS: dict[str, str] = {}
+_MEMBERSHIP: dict[str, str] = {}
+
+_BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
+    "none": _NONE,
+    "input": _INPUT,
+    "sampling": _SAMPLING,
+    "embedding": _EMBEDDING,
+    "activations": _ACTIVATIONS,
+    "weights": _WEIGHTS,
+    "membership": _MEMBERSHIP,
+}
+
+ATTACKS: Final[Mapping[str, str]] = {
+    name: place for family in FAMILIES for name, place in _BY_FAMILY[family].items()
+}
+"""Name -> MODULE:NAME of a class, or of a function that returns an attack; in the order of a page."""
+
+
+class UnavailableError(Exception):
+    """An attack whose module cannot be imported: an optional library is missing; says which."""
+
+
+def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """An attack by name, or FILE.py:NAME or MODULE:NAME of the user's own (whose code runs).
+
+    Args:
+        name: One of `ATTACKS`, or where the user's own stands: a class, a function or an attack.
+        settings: Fields of the attack -> values; strings are read as what the field holds.
+
+    Raises:
+        UsageError: There is no such attack, or it refuses its settings.
+        UnavailableError: It needs a library that is not installed.
+    """
+    factory = _factory(name)
+    if not callable(factory):
+        made, settings = factory, settings or {}
+        if settings:
+            raise UsageError(f"attack {name} is an object and takes no settings; got {', '.join(settings)}.")
+    else:
+        made = _made(name, factory, settings or {})
+    if not isinstance(made, Attack):
+        missing = [part for part in ("name", "family", "line", "obstacle", "cost", "run")
+                   if not hasattr(made, part)]  # fmt: skip
+        raise UsageError(
+            f"attack {name} must have name, family, line, obstacle, cost and run (expunge.attacks.Attack); "
+            f"{type(made).__name__} lacks {', '.join(missing)}."
+        )
+    if made.family not in FAMILIES:
+        raise UsageError(
+            f"attack {name} must be of a family among {', '.join(FAMILIES)}; got {made.family!r}."
+        )
+    return made
+
+
+def lines() -> dict[str, str]:
+    """Every built-in attack with its family and a line; what is missing where it cannot run."""
+    found = {}
+    for name in ATTACKS:
+        try:
+            attack = make_attack(name)
+            found[name] = f"{attack.family}: {attack.line}"
+        except UnavailableError as error:
+            found[name] = f"Not available here: {error}"
+    return found
+
+
+def family_of(name: str) -> Family:
+    """The family of a built-in attack, also of one that cannot be imported."""
+    return next(family for family, members in _BY_FAMILY.items() if name in members)
+
+
+def _factory(name: str) -> Any:
+    if name in ATTACKS:
+        module, _, wanted = ATTACKS[name].partition(":")
+        try:
+            return getattr(import_module(module), wanted)
+        except ImportError as error:
+            raise UnavailableError(f"{error}. Install it to run this attack.") from error
+    if names_object(name):
+        return load_object(name, "--attacks", ATTACKS)
+    from expunge.settings import nearest
+
+    raise UsageError(
+        f"--attacks must name attacks, with commas between; {name!r} is none. {nearest(name, ATTACKS)}"
+        "See expunge list attacks, or name your own as FILE.py:NAME."
+    )
+
+
+def _made(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    known = inspect.signature(factory).parameters
+    for key in settings:
+        if key not in known:
+            from expunge.settings import nearest
+
+            raise UsageError(
+                f"--set {name}:{key} must name a setting of the attack; it has "
+                f"{', '.join(known) or 'none'}. {nearest(key, known)}".rstrip()
+            )
+    hints = get_type_hints(factory)
+    typed = {key: _typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
+    try:
+        return factory(**typed)
+    except ImportError as error:
+        raise UnavailableError(f"{error}. Install it to run this attack.") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"attack {name} refused its settings: {error}") from None
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
+
+
+def configuration(attack: Attack) -> dict[str, Any]:
+    """The fields of an attack as plain values."""
+    if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
+        return {}
+    return {field.name: _plain(getattr(attack, field.name)) for field in dataclasses.fields(attack)}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+__all__ = [
+    "ATTACKS",
+    "FAMILIES",
+    "PLAIN",
+    "Attack",
+    "Clock",
+    "Cost",
+    "Family",
+    "Findings",
+    "Probes",
+    "Recovery",
+    "Role",
+    "Setting",
+    "Target",
+    "UnavailableError",
+    "configuration",
+    "family_of",
+    "lines",
+    "make_attack",
+]

@@ -22,14 +22,25 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.benchmarks import mmlu as mmlu_benchmark
 from expunge.benchmarks.benchmark import Measured
-from expunge.benchmarks.lume_scores import METRICS, SPLITS, TASKS, Evidence, Item, clean, kind, measured
+from expunge.benchmarks.lume_scores import (
+    AGGREGATES,
+    COMPONENTS,
+    METRICS,
+    SPLITS,
+    TASKS,
+    Evidence,
+    Item,
+    clean,
+    kind,
+    measured,
+)
 from expunge.benchmarks.mmlu import Mmlu
 from expunge.collate import Encoded, encode
 from expunge.errors import UsageError
 from expunge.records import Records, read_records
 from expunge.tables import Part, Tables
 
-__all__ = ["METRICS", "Lume", "evidence", "load"]
+__all__ = ["AGGREGATES", "COMPONENTS", "METRICS", "SPLITS", "Lume", "evidence", "load", "training_sets"]
 
 FOLDS = ("validation", "train", "all")
 DOCUMENTS = ("member", "nonmember")
@@ -149,7 +160,33 @@ def load(
     return Lume(chosen, _documents(folder, fold), _mmlu(folder, mmlu, shots, mmlu_rows, seed), notes)
 
 
+def training_sets(data: Path, *, fold: str = "validation", **options: Any) -> dict[str, Records]:
+    """The sets that an unlearning run trains with: the rows that `load` reads, and unseen ones as holdout.
+
+    Args:
+        data: As for `load`.
+        fold: "validation" or "train"; holdout is the other one's forget rows, where the folder has them.
+        **options: As for `load`.
+
+    Raises:
+        UsageError: As `load`.
+    """
+    sets = dict(load(data, fold=fold, **options).rows)
+    other = {"train": "validation", "validation": "train"}.get(fold)
+    if other is None or not _has(Path(data).expanduser(), other):
+        return sets
+    unseen = load(data, fold=other, **options).rows["forget"]
+    return sets | {"holdout": dataclasses.replace(unseen, name="holdout")}
+
+
 # --- files
+
+
+def _has(folder: Path, fold: str) -> bool:
+    try:
+        return all(_find(folder, fold, split).is_file() for split in SPLITS)
+    except UsageError:
+        return False
 
 
 def _find(folder: Path, fold: str, split: str) -> Path:

@@ -47,6 +47,7 @@ METRICS: Mapping[str, str] = {
     "final_score": "Mean of task_aggregate, membership_score and mmlu: the challenge's ranking.",
 }
 """Metric -> one line; the first eight under forget and retain, the rest under all."""
+COMPONENTS, AGGREGATES = tuple(METRICS)[:8], tuple(METRICS)[8:]
 
 ANCHORS = (
     "Read the final score with its parts: a collapsed model scores about 0.40 (task aggregate 0, membership "

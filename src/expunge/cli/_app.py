@@ -14,6 +14,7 @@ Examples:
     expunge run --forget forget.jsonl --retain retain.jsonl --holdout unseen.jsonl --output out
     expunge run --model ./my-model --forget f.csv --retain r.csv --output out --set learning_rate=1e-5
     expunge evaluate records --model out/model --forget f.csv --holdout h.csv --output check
+    expunge audit out
     expunge compare records --methods ngdiff,npo --seeds 0,1 --forget f.csv --retain r.csv --output study
 """
 
@@ -37,6 +38,13 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, Parameter(help="Continue the interrupted run in --output.", negative=())]
 Overwrite = Annotated[bool, Parameter(help="Replace the earlier run in --output.", negative=())]
+Redact = Annotated[
+    bool,
+    Parameter(help="Keep every record's text out of record.json and report.html.", negative=()),
+]
+TrustRemoteCode = Annotated[
+    bool, Parameter(help="Let a model run code that it brings along. Never by default.", negative=())
+]
 Settings = Annotated[
     list[str] | None,
     Parameter(

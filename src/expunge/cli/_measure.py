@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,13 +14,25 @@ from expunge.cli._app import (
     Overwrite,
     PromptField,
     Quiet,
+    Redact,
     ResponseField,
     Seed,
     Settings,
     Template,
+    TrustRemoteCode,
     app,
 )
 from expunge.errors import UsageError
+
+Data = Annotated[str | None, Parameter(help="Folder with a named benchmark's files.")]
+Option = Annotated[
+    list[str] | None,
+    Parameter(
+        help="An option of a named benchmark as KEY=VALUE; may be repeated.",
+        negative=(),
+        consume_multiple=False,
+    ),
+]
 
 
 @app.command
@@ -33,15 +45,8 @@ def evaluate(
         Path | None, Parameter(help="Folder for record.json and report.html; must be new or empty.")
     ] = None,
     model: Model = "smollm2-135m",
-    data: Annotated[str | None, Parameter(help="Folder with a named benchmark's files.")] = None,
-    option: Annotated[
-        list[str] | None,
-        Parameter(
-            help="An option of a named benchmark as KEY=VALUE; may be repeated.",
-            negative=(),
-            consume_multiple=False,
-        ),
-    ] = None,
+    data: Data = None,
+    option: Option = None,
     forget: Annotated[str | None, Parameter(help="Records that should be forgotten.")] = None,
     retain: Annotated[str | None, Parameter(help="Records that should be kept.")] = None,
     holdout: Annotated[
@@ -66,6 +71,8 @@ def evaluate(
     response_field: ResponseField = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    redact: Redact = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -96,6 +103,8 @@ def evaluate(
         **inputs.settings(None, None, seed=seed, template=template if benchmark == "records" else None),
         output=output,
         overwrite=overwrite,
+        redact=redact,
+        trust_remote_code=trust_remote_code,
         cache=cache,
         prompt_field=prompt_field,
         response_field=response_field,
@@ -107,7 +116,7 @@ def evaluate(
 @app.command
 def compare(
     benchmark: Annotated[
-        Literal["records"], Parameter(help="records: your own forget, retain and holdout sets.")
+        str, Parameter(help="records (your own forget, retain and holdout), tofu or lume (--data DIR).")
     ],
     *,
     methods: Annotated[str, Parameter(help="Names from expunge list methods, with commas between.")],
@@ -118,6 +127,11 @@ def compare(
         str | None, Parameter(help="Records of the same kind, never seen by the model.")
     ] = None,
     model: Model = "smollm2-135m",
+    data: Data = None,
+    option: Option = None,
+    reference: Annotated[
+        str | None, Parameter(help="A model that never saw the forget records, measured with every trial.")
+    ] = None,
     seeds: Annotated[str, Parameter(help="Seeds, with commas between.")] = "0",
     grid: Annotated[
         list[str] | None,
@@ -128,10 +142,18 @@ def compare(
         ),
     ] = None,
     forget_metric: Annotated[
-        str | None, Parameter(help="SPLIT/METRIC to forget by. Default for records: forget/leak.")
+        str | None,
+        Parameter(
+            help="SPLIT/METRIC to forget by. Default: forget/leak; tofu: all/forget_quality with a "
+            "reference, else forget/rouge_l_recall; lume: forget/regurgitation."
+        ),
     ] = None,
     utility_metric: Annotated[
-        str | None, Parameter(help="SPLIT/METRIC to keep. Default for records: retain/leak (exact answers).")
+        str | None,
+        Parameter(
+            help="SPLIT/METRIC to keep. Default: retain/leak (exact answers); tofu: all/model_utility; "
+            "lume: retain/regurgitation."
+        ),
     ] = None,
     keep_models: Annotated[bool, Parameter(help="Keep every trial's model.", negative=())] = False,
     config: Annotated[Path | None, Parameter(help="YAML file of settings; --set wins over it.")] = None,
@@ -149,12 +171,16 @@ def compare(
     """Run several methods on the same records, and weigh forgetting against utility.
 
     Methods × seeds × --grid, one after another, each in a folder of its own; then one table and one page.
+    With tofu or lume, every trial trains on the benchmark's own sets and is measured by its metrics.
     """
     from expunge.comparison import compare as run_comparison
 
     found = run_comparison(
         model,
         benchmark=benchmark,
+        data=data,
+        options=inputs.pairs(option, "--option", "forget=forget05"),
+        reference=reference,
         methods=inputs.listed(methods),
         seeds=[inputs.whole(seed, "--seeds") for seed in inputs.listed(seeds)],
         grid=inputs.grid(grid),

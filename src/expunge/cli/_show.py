@@ -35,9 +35,15 @@ def report(
     from expunge.report.leaderboard import write_leaderboard
 
     folders = [
-        folder.parent if folder.name in ("record.json", "comparison.json") else folder for folder in folders
+        folder.parent if folder.name in ("record.json", "comparison.json", "audit.json") else folder
+        for folder in folders
     ]
-    if len(folders) == 1 and (folders[0] / "comparison.json").is_file():
+    if len(folders) == 1 and (folders[0] / "audit.json").is_file():
+        from expunge.audit_record import read_audit
+        from expunge.report.audit import write_page
+
+        print(write_page(read_audit(folders[0]), folders[0]))
+    elif len(folders) == 1 and (folders[0] / "comparison.json").is_file():
         from expunge.comparison import refresh
 
         refresh(folders[0])
@@ -54,7 +60,8 @@ def report(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "weightings", "benchmarks", "metrics"] | None, Parameter(help="One kind only.")
+        Literal["methods", "weightings", "benchmarks", "metrics", "attacks"] | None,
+        Parameter(help="One kind only."),
     ] = None,
     /,
 ) -> None:

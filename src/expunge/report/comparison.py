@@ -141,6 +141,8 @@ def _view(comparison: Comparison) -> dict[str, Any]:
     seeds = sorted({trial.seed for trial in comparison.trials})
     facts = {
         "Benchmark": comparison.benchmark,
+        "Options": ", ".join(f"{key} {value}" for key, value in comparison.options.items()),
+        "Reference": subject(comparison.control) if comparison.control else "",
         "Methods": str(len({trial.method for trial in comparison.trials})),
         "Seeds": ", ".join(map(str, seeds)),
         "Trials": str(len(comparison.trials)),
@@ -150,7 +152,7 @@ def _view(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "title": "Comparison report",
         "subject": subject(comparison.source),
-        "facts": list(facts.items()),
+        "facts": [(name, value) for name, value in facts.items() if value],
         "picture": pareto(comparison),
         "axes": [axis_title(comparison.forget_axis), axis_title(comparison.utility_axis)],
         "columns": _columns(comparison),

@@ -24,13 +24,14 @@ class DualSpaceMGDA:
     *every* objective.
 
     Where the gradients are linearly dependent to working precision there is no dual basis; the weights
-    are then those of plain MGDA, and `fallbacks` counts it. An objective whose gradient is zero gets
-    weight zero and the others go on. Not invariant to the scales of single gradients: like MGDA it leans
-    towards short ones.
+    are then those of plain MGDA, and `fallbacks` counts it. Not invariant to the scales of single gradients:
+    like MGDA it leans towards short ones. So a gradient that is nothing but rounding (that of a divergence
+    from the reference, at the reference) would take over; an objective whose gradient is no longer than
+    `tolerance` times the longest gets weight zero, and the others go on.
 
     Args:
-        tolerance: The matrix of cosines counts as singular when its smallest eigenvalue is at or below
-            this; positive. Inner products summed in fp32 are good to about 1e-7 of the norms.
+        tolerance: Working precision, positive. The matrix of cosines counts as singular when its smallest
+            eigenvalue is at or below this. Inner products summed in fp32 are good to about 1e-7 of the norms.
         fallbacks: How often plain MGDA stepped in since the last `reset`.
 
     Example:
@@ -52,7 +53,8 @@ class DualSpaceMGDA:
 
     def __call__(self, gramian: Float[Tensor, "m m"], losses: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         gramian = gramian.double()
-        present = gramian.diagonal() != 0
+        squares = gramian.diagonal()
+        present = ~(squares <= self.tolerance**2 * squares.max())  # what is not finite stays, to be seen
         weights = torch.zeros(len(gramian), dtype=torch.float64)
         if present.any():
             weights[present] = self._weigh(gramian[present][:, present])

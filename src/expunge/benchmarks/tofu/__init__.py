@@ -3,7 +3,7 @@
 from expunge.benchmarks.tofu.data import training_sets
 from expunge.benchmarks.tofu.export import write_logs
 from expunge.benchmarks.tofu.logs import from_tofu_logs, read_log
-from expunge.benchmarks.tofu.metrics import METRICS
+from expunge.benchmarks.tofu.metrics import METRICS, names
 from expunge.benchmarks.tofu.suite import Tofu, load
 
-__all__ = ["METRICS", "Tofu", "from_tofu_logs", "load", "read_log", "training_sets", "write_logs"]
+__all__ = ["METRICS", "Tofu", "from_tofu_logs", "load", "names", "read_log", "training_sets", "write_logs"]

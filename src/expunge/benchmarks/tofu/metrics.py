@@ -6,7 +6,7 @@ Pure functions of `Scores`, which come from a model's tables or from somebody's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,23 @@ def measured(scores: Scores, reference: Scores | None = None, seed: int = 0) -> 
         answers={name: [_answer(q) for q in questions] for name, questions in scores.questions.items()},
         notes=_notes(scores, reference, splits["all"]),
     )
+
+
+def names(sets: Iterable[str], *, gradients: bool, reference: bool) -> dict[str, tuple[str, ...]]:
+    """Split -> metrics that `measured` finds in a model's tables.
+
+    Args:
+        sets: Those that are asked about, with "holdout" if it is there.
+        gradients: Whether gradient norms are measured.
+        reference: Whether there is a retain model.
+    """
+    found = {name: tuple(per_question(name)) for name in SETS}
+    missing = {"gradient_norm": not gradients, "reference": not reference}
+    attacks = [name for name in membership.ATTACKS if not missing.get(name) and "holdout" in sets]
+    memorised = ("extraction_strength", "exact_memorization")
+    found["forget"] += (*memorised, *(f"membership_{name}_auc" for name in attacks))
+    compared = ("forget_ks", "forget_quality", *(["privleak"] if attacks else []))
+    return found | {"all": ("model_utility", *(compared if reference else ()))}
 
 
 def per_question(name: str, mean: Mean = "geometric") -> dict[str, PerQuestion]:

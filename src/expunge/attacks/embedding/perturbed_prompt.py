@@ -1,0 +1,176 @@
+"""A perturbation of the prompt's embeddings, within a norm, that makes a model give the true response."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from expunge.attacks.answers import best, tokens_in
+from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
+from expunge.attacks.embedding import never_seen
+from expunge.attacks.embedding.balls import L1, L2, Ball, LInf, along
+from expunge.attacks.embedding.carlini_wagner import CarliniWagner
+from expunge.attacks.embedding.constant_search import Search
+from expunge.attacks.embedding.ddn import DDN
+from expunge.attacks.embedding.elastic_net import ElasticNet
+from expunge.attacks.embedding.losses import Predict, cross_entropy
+from expunge.attacks.embedding.never_seen import Found
+from expunge.attacks.embedding.projected_gradient import ProjectedGradient, Walk
+from expunge.attacks.embedding.prompts import answers, prompts_of
+from expunge.attacks.embedding.recipes import fgm, fgsm, momentum
+from expunge.attacks.frozen import frozen
+from expunge.collate import Encoded, Encoding
+from expunge.generation import MARGIN
+from expunge.records import Record
+
+Way = Literal[
+    "fgsm", "fgm", "pgd-linf", "pgd-l2", "pgd-l1", "momentum", "ddn", "carlini-wagner", "elastic-net"
+]
+
+_NORMS: dict[str, Any] = {"fgsm": LInf, "pgd-linf": LInf, "momentum": LInf, "pgd-l1": L1}
+"""Norms other than L2."""
+
+_MINIMAL = ("ddn", "carlini-wagner", "elastic-net")
+"""Ways that look for the smallest perturbation, so that one attempt gives the whole curve."""
+
+_ROUNDS = 4
+"""Of the search for a constant."""
+
+
+@dataclass(frozen=True)
+class PerturbedPrompt:
+    """Perturbs each prompt's embeddings towards the true response, then decodes greedily.
+
+    Norms are relative: 1 is the norm of the prompt's own embeddings. At a norm near 1 little of the prompt is
+    left, and any response may be had: see the curve, the control, and the targets never seen.
+
+    Args:
+        way: Which attack of the family.
+        radius: Largest relative norm, positive.
+        levels: Points of the curve, up to the radius; ways that need a radius are run once for each.
+        steps: Gradient steps of a run (of each round, where a constant is searched); 1 for fgsm and fgm.
+
+    Reference:
+        Schwinn et al. (2024), arXiv 2402.09063: embedding-space attacks on unlearned models.
+    """
+
+    way: Way = "ddn"
+    radius: float = 0.5
+    levels: int = 5
+    steps: int = 50
+    family: ClassVar[Family] = "embedding"
+
+    def __post_init__(self) -> None:
+        if self.way not in get_args(Way):
+            raise ValueError(f"`way` must be one of {', '.join(get_args(Way))}; got {self.way!r}.")
+        if not (self.radius > 0 and math.isfinite(self.radius)):
+            raise ValueError(f"`radius` must be positive and finite; got {self.radius}. 1 is the prompt.")
+        for name, value in (("levels", self.levels), ("steps", self.steps)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}. None of them is no attack.")
+
+    @property
+    def name(self) -> str:
+        return f"embedding-{self.way}"
+
+    @property
+    def line(self) -> str:
+        return (
+            f"The prompt's embeddings, perturbed by {self.way} to give the response "
+            f"(relative norm up to {self.radius:g}); arXiv 2402.09063."
+        )
+
+    def obstacle(self, probes: Probes, setting: Setting) -> str | None:
+        return never_seen.obstacle(probes)
+
+    def cost(self, probes: Probes) -> Cost:
+        """Twice that of the records: their targets never seen are attacked too."""
+        passes = {"fgsm": 1, "fgm": 1, "carlini-wagner": _ROUNDS * self.steps}.get(self.way, self.steps)
+        passes = 2 * _ROUNDS * self.steps if self.way == "elastic-net" else passes
+        runs = 1 if self.way in _MINIMAL else self.levels
+        once = sum(tokens_in(record.prompt) + tokens_in(record.response) for record in probes.forget)
+        written = sum(tokens_in(record.response) + MARGIN for record in probes.forget)
+        return Cost(2 * once * (passes + 1) * runs, 2 * once * passes * runs, 2 * written * runs)
+
+    def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
+        def attempt(records: Sequence[Record], rows: Sequence[Encoded]) -> list[Found]:
+            with frozen(target.model, setting.precision) as device:
+                return self._attempt(records, rows, _Batch(target, probes.encoding, device))
+
+        own, controls = never_seen.attack_both(target, probes, setting, attempt)
+        axis = "norm of the perturbation, relative to the prompt embeddings'"
+        return never_seen.findings(own, controls, self._radii(), axis, setting)
+
+    def _radii(self) -> list[float]:
+        return [self.radius * (i + 1) / self.levels for i in range(self.levels)]
+
+    def _attempt(self, records: Sequence[Record], rows: Sequence[Encoded], batch: _Batch) -> list[Found]:
+        """Every radius in turn, for those that are not recovered yet."""
+        tried: list[list[Recovery]] = [[] for _ in records]
+        spent = [math.inf] * len(records)
+        for radius in [self.radius] if self.way in _MINIMAL else self._radii():
+            left = [i for i, norm in enumerate(spent) if math.isinf(norm)]
+            if not left:
+                break
+            some = [records[i] for i in left], [rows[i] for i in left]
+            for i, (recovery, norm) in zip(left, self._once(*some, radius, batch), strict=True):
+                tried[i].append(recovery)
+                spent[i] = norm if recovery.recovered else math.inf
+        return [Found(best(found), norm) for found, norm in zip(tried, spent, strict=True)]
+
+    def _once(
+        self, records: Sequence[Record], rows: Sequence[Encoded], radius: float, batch: _Batch
+    ) -> list[tuple[Recovery, float]]:
+        prompts = prompts_of(batch.target.model, rows, batch.device)
+        norm = _NORMS.get(self.way, L2)()
+        scale = along(norm.norm(prompts.embeds), prompts.embeds)
+        start = prompts.embeds / scale
+
+        def predict(x: Tensor) -> Tensor:
+            return prompts.logits(x * scale)
+
+        found = self._made(predict, radius, start[0].numel()).perturb(start, prompts.labels)
+        lengths = norm.norm(found - start).tolist()
+        said = answers(batch.target, records, rows, found * scale, prompts.mask, batch.encoding)
+        return [
+            (_told(recovery, self.way, length), length)
+            for recovery, length in zip(said, lengths, strict=True)
+        ]
+
+    def _made(self, predict: Predict, radius: float, coordinates: int) -> Any:
+        """The attack itself, at most as far as a relative norm."""
+        if self.way in ("fgsm", "fgm"):
+            return {"fgsm": fgsm, "fgm": fgm}[self.way](predict, cross_entropy, radius, targeted=True)
+        if self.way == "ddn":
+            return DDN(predict, steps=self.steps, scale=radius / 2, targeted=True)
+        search = Search(0.1, _ROUNDS, self.steps)
+        if self.way == "carlini-wagner":
+            size = radius / (10 * math.sqrt(coordinates))
+            return CarliniWagner(predict, search=search, size=size, targeted=True)
+        if self.way == "elastic-net":
+            return ElasticNet(predict, beta=1e-3, search=search, size=0.01, targeted=True)
+        ball: Ball = _NORMS.get(self.way, L2)(radius)
+        if self.way == "momentum":
+            return momentum(predict, cross_entropy, ball, steps=self.steps, targeted=True)
+        walk = Walk(self.steps, 2.5 * radius / self.steps)
+        return ProjectedGradient(predict, cross_entropy, ball, walk, targeted=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What surrounds a batch of targets."""
+
+    target: Target
+    encoding: Encoding
+    device: torch.device
+
+
+def _told(recovery: Recovery, way: str, length: float) -> Recovery:
+    told = f"{recovery.input} (embeddings perturbed by {way}, relative norm {length:.3g})"
+    return dataclasses.replace(recovery, input=told)

@@ -1,0 +1,184 @@
+"""Everything that an audit is given, gathered from flags and from a run's folder, before any model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from expunge import api, output
+from expunge.arguments import UnlearningArguments
+from expunge.attacks import (
+    ATTACKS,
+    PLAIN,
+    Attack,
+    Probes,
+    Role,
+    UnavailableError,
+    family_of,
+    make_attack,
+)
+from expunge.audit_record import AttackEntry
+from expunge.auditing import subjects
+from expunge.auditing.options import AuditOptions
+from expunge.auditing.run_folder import RunFolder, run_folder
+from expunge.auditing.subjects import Source
+from expunge.errors import UsageError
+from expunge.models import load_tokenizer
+from expunge.records import Records
+from expunge.runs import ModelSource, RunOptions
+from expunge.settings import arguments
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an audit works on.
+
+    Attributes:
+        sources: Where each model is.
+        tokenizers: Each model's; of one vocabulary.
+        sets: The records as they were read.
+        probes: The records as attacks see them.
+        args: How records are read, device, precision, seed.
+        notes: What a reader must know.
+    """
+
+    sources: Mapping[Role, Source]
+    tokenizers: Mapping[Role, PreTrainedTokenizerBase]
+    sets: Mapping[str, Records]
+    probes: Probes
+    args: UnlearningArguments
+    notes: Sequence[str]
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every prompt and response that was to be forgotten."""
+        return tuple(text for row in self.sets["forget"] for text in (row.prompt, row.response))
+
+
+def gather(
+    models: Mapping[Role, ModelSource | None],
+    tokenizer: PreTrainedTokenizerBase | None,
+    forget: api.Data | None,
+    options: AuditOptions,
+    settings: Mapping[str, Any],
+) -> Material:
+    """Read and check all that can be without a model; a run's folder fills in what is not given.
+
+    Raises:
+        UsageError: Something is missing, has changed since the run, or does not fit.
+    """
+    run = run_folder(models["unlearned"])
+    args = arguments((run.settings() if run else {"seed": 0}) | dict(settings), RunOptions())
+    sets, notes = _sets(
+        {"forget": forget, "retain": options.retain, "holdout": options.holdout}, options, run
+    )
+    given = {role: Source(role, place) for role, place in models.items() if place is not None}
+    sources, missing = _from_run(given, run) if run else (given, [])
+    tokenizers = subjects.tokenizers(sources, tokenizer)
+    unlearned = sources["unlearned"]
+    context = subjects.context_of(unlearned)
+    probes = subjects.probes(sets, args.encoding, tokenizers["unlearned"], context)
+    return Material(sources, tokenizers, sets, probes, args, [*notes, *missing])
+
+
+def _sets(
+    given: Mapping[str, api.Data | None], options: AuditOptions, run: RunFolder | None
+) -> tuple[dict[str, Records], list[str]]:
+    named = {name: data for name, data in given.items() if data is not None}
+    known, notes = run.sets(named) if run else ({}, [])
+    if "forget" not in named and "forget" not in known:
+        raise UsageError(
+            "audit needs forget records; none are given. Give --forget FILE, or name the --output "
+            "folder of a "
+            "finished run."
+        )
+    fields = RunOptions(prompt_field=options.prompt_field, response_field=options.response_field)
+    order = [name for name in given if name in named or name in known]
+    return api.read_sets({name: named.get(name, known.get(name)) for name in order}, fields), notes
+
+
+def _from_run(given: Mapping[Role, Source], run: RunFolder) -> tuple[dict[Role, Source], list[str]]:
+    """The models that a run names, over them those that are given."""
+    sources: dict[Role, Source] = {"unlearned": Source("unlearned", run.model)}
+    notes = []
+    for role in ("control", "original"):
+        named = run.control() if role == "control" else run.original()
+        if role in given:
+            sources[role] = given[role]
+        elif named is not None:
+            source, sha256 = named
+            place = next((str(p) for p in (Path(source), run.folder.parent / source) if p.is_dir()), source)
+            quantised = role == "original" and bool(run.record.configuration.get("lora_4bit"))
+            try:
+                load_tokenizer(place)
+                sources[role] = Source(role, place, "" if quantised else sha256)
+            except UsageError as error:
+                notes.append(f"The run's {role} model is not to be had, the audit goes without: {error}")
+    return sources, notes
+
+
+# --- attacks
+
+
+def choose(
+    attacks: Sequence[str | Attack] | None, settings: Mapping[str, Any]
+) -> tuple[list[Attack], list[AttackEntry]]:
+    """The attacks to run, the plain prompt first; and entries for those whose library is missing.
+
+    Args:
+        attacks: Names and attacks; None is all.
+        settings: ATTACK:FIELD -> value.
+
+    Raises:
+        UsageError: A name or a setting is unknown, or stands there twice.
+    """
+    wanted = list(ATTACKS) if attacks is None else list(attacks)
+    if not wanted:
+        raise UsageError("--attacks must name at least one attack; got none. See expunge list attacks.")
+    names = [one if isinstance(one, str) else one.name for one in wanted]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--attacks must not repeat an attack; {repeated[0]} stands there twice. Drop one.")
+    own: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        name, _, of = key.rpartition(":")
+        if name not in names:
+            raise UsageError(
+                f"--set must name an attack of this audit before the colon; got {key!r}. They are "
+                f"{', '.join(names)}."
+            )
+        own.setdefault(name, {})[of] = value
+    found: list[Attack] = [] if PLAIN in names else [make_attack(PLAIN)]
+    absent = []
+    for one in wanted:
+        try:
+            found.append(make_attack(one, own.get(one)) if isinstance(one, str) else one)
+        except UnavailableError as error:
+            absent.append(_absent(str(one), str(error)))
+    found.sort(key=lambda attack: attack.name != PLAIN)
+    if clash := [a.name for a in found if sum(b.name == a.name for b in found) > 1]:
+        raise UsageError(f"Attacks must have different names; {clash[0]} is the name of two. Rename one.")
+    return found, absent
+
+
+def _absent(name: str, why: str) -> AttackEntry:
+    family = family_of(name) if name in ATTACKS else "none"
+    return AttackEntry(
+        name=name, family=family, line="", status="skipped", why=f"A library is missing: {why}"
+    )
+
+
+def claim(options: AuditOptions, material: Material) -> Path | None:
+    """The audit's folder, made ready but not cleared; None where nothing is written.
+
+    Raises:
+        UsageError: It cannot be used.
+    """
+    if options.output is None:
+        return None
+    places = [s.place for s in material.sources.values() if isinstance(s.place, str | Path)]
+    read = [*map(Path, places), *(Path(records.source) for records in material.sets.values())]
+    return output.claim(Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=read)

@@ -1,0 +1,58 @@
+"""Options of an audit that are not settings of how records are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from expunge import api
+from expunge.errors import UsageError
+from expunge.progress import Reporter, Silent
+
+SECONDS: Final = 120.0
+"""That an attack may take on one model, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Options of an audit that are not settings of how records are read.
+
+    Args:
+        retain: Records that an attacker may know and use.
+        holdout: Records of the same kind that the unlearned model has never seen.
+        output: Folder for `audit.json`, `report.html` and `findings/`; None writes nothing.
+        resume: Continue the audit in `output`, or add attacks to it: what has ended is not run again.
+        overwrite: Replace the audit in `output`.
+        seconds: That an attack may take on one model.
+        redact: Keep prompts, responses, inputs and outputs out of everything that is written.
+        prompt_field: Name of the prompt in the data.
+        response_field: Name of the response in the data.
+        reporter: Is told of every attack.
+    """
+
+    retain: api.Data | None = None
+    holdout: api.Data | None = None
+    output: str | Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    seconds: float = SECONDS
+    redact: bool = False
+    prompt_field: str | None = None
+    response_field: str | None = None
+    reporter: Reporter = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UsageError(
+                f"--seconds must be positive; got {self.seconds:g}. Give more, or leave it out ({SECONDS:g})."
+            )
+
+    @classmethod
+    def take(cls, settings: Mapping[str, Any]) -> tuple[AuditOptions, dict[str, Any]]:
+        """Split options of the audit from the rest."""
+        mine = {f.name for f in dataclasses.fields(cls)}
+        chosen = {k: float(v) if k == "seconds" else v for k, v in settings.items() if k in mine}
+        return cls(**chosen), {k: v for k, v in settings.items() if k not in mine}

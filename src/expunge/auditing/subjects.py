@@ -1,0 +1,181 @@
+"""What an audit is about: models and records, read and checked before the first attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from expunge.arguments import UnlearningArguments
+from expunge.attacks import Probes, Role, Target
+from expunge.auditing.running import Case
+from expunge.collate import Encoding
+from expunge.errors import UsageError
+from expunge.inference import model_context
+from expunge.models import configured_context, load_model, load_tokenizer, weights_hash
+from expunge.record import ModelEntry
+from expunge.records import Record, Records
+from expunge.runs import ModelSource
+
+Targets = dict[Role, Target]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is.
+
+    Attributes:
+        role: What it is in the audit.
+        place: Folder, Hub id, or a model in memory.
+        sha256: What its weights must hash to; "" where that is not known.
+    """
+
+    role: Role
+    place: ModelSource
+    sha256: str = ""
+
+    @property
+    def called(self) -> str:
+        """What the record calls it."""
+        if not isinstance(self.place, nn.Module):
+            return str(self.place)
+        name = getattr(getattr(self.place, "config", None), "name_or_path", "")
+        return name or type(self.place).__name__
+
+
+def tokenizers(
+    sources: Mapping[Role, Source], given: PreTrainedTokenizerBase | None
+) -> dict[Role, PreTrainedTokenizerBase]:
+    """Every model's tokenizer; a model in memory has the one that is given.
+
+    Raises:
+        UsageError: They do not share one vocabulary.
+        ValueError: A model is in memory and no tokenizer is given.
+    """
+    found: dict[Role, PreTrainedTokenizerBase] = {}
+    for role, source in sources.items():
+        if not isinstance(source.place, nn.Module):
+            found[role] = load_tokenizer(source.place)
+        elif given is not None:
+            found[role] = given
+        else:
+            raise ValueError("`tokenizer` must be given with a model in memory; got None.")
+    vocabulary = found["unlearned"].get_vocab()
+    for role, tokenizer in found.items():
+        if (other := tokenizer.get_vocab()) != vocabulary:
+            differ = len(vocabulary.items() ^ other.items())
+            raise UsageError(
+                f"The {role} and the unlearned model must share one vocabulary; theirs have "
+                f"{len(other):,} and "
+                f"{len(vocabulary):,} tokens, and differ in {differ:,} entries. Name the models of "
+                "one family."
+            )
+    return found
+
+
+def load(
+    sources: Mapping[Role, Source],
+    tokenizer_of: Mapping[Role, PreTrainedTokenizerBase],
+    args: UnlearningArguments,
+) -> tuple[Targets, dict[str, ModelEntry]]:
+    """All models, on their device and in evaluation mode.
+
+    Raises:
+        UsageError: A model's weights are not those that they should be, or the control is another model.
+    """
+    targets: Targets = {}
+    entries: dict[str, ModelEntry] = {}
+    for role, source in sources.items():
+        model = source.place if isinstance(source.place, nn.Module) else load_model(source.place)
+        model.to(args.device)
+        model.eval()
+        entries[role] = entry = ModelEntry(
+            source=source.called,
+            sha256=weights_hash(model),
+            parameters=sum(p.numel() for p in model.parameters()),
+            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        )
+        if source.sha256 and source.sha256 != entry.sha256:
+            raise UsageError(
+                f"The {role} model must be the one of the run; the weights at {source.called} have changed "
+                f"since. Name the right one by --{role}."
+            )
+        targets[role] = Target(role, model, tokenizer_of[role])  # type: ignore[arg-type]
+    same = [role for role in ("original", "unlearned") if "control" in entries and role in entries
+            and entries[role].sha256 == entries["control"].sha256]  # fmt: skip
+    if same:
+        raise UsageError(
+            "--control must be a model that never saw the forget records; it has the weights of the "
+            f"{same[0]} "
+            "model. Name another, or leave it out and give --holdout."
+        )
+    return targets, entries
+
+
+def context_of(source: Source) -> int | None:
+    """The context of a model in tokens, before it is loaded where that can be."""
+    place = source.place
+    return model_context(place) if isinstance(place, nn.Module) else configured_context(place)
+
+
+def probes(
+    sets: Mapping[str, Records],
+    encoding: Encoding,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+) -> Probes:
+    """The records as an attack sees them: responses as far as `max_length` lets a model see them.
+
+    Raises:
+        UsageError: A row does not fit the model.
+    """
+    read = {name: _read(records, encoding, tokenizer, context) for name, records in sets.items()}
+    return Probes(read["forget"], read.get("retain", ()), read.get("holdout", ()), encoding)
+
+
+def _read(
+    records: Records, encoding: Encoding, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> list[Record]:
+    rows = encoding.rows(records, tokenizer, context=context)
+    if encoding.max_length is None:
+        return list(records)
+    whole = replace(encoding, max_length=None).rows(records, tokenizer)
+    return [
+        record
+        if len(row.input_ids) == len(full.input_ids)
+        else replace(record, response=str(tokenizer.decode(list(row.labels), skip_special_tokens=True)))
+        for record, row, full in zip(records, rows, whole, strict=True)
+    ]
+
+
+def cases(
+    targets: Targets, asked: Probes, entries: Mapping[str, ModelEntry]
+) -> tuple[list[Case], Case | None]:
+    """The columns of the audit; and the control asked about the holdout, which shows what chance is.
+
+    Without a control model the unlearned model is asked about the holdout in its place. Membership attacks
+    need records never seen beside those under attack: there the holdout's second half plays that part.
+    """
+    hashes = {role: entries[role].sha256 for role in targets}
+    found = [Case("unlearned", targets["unlearned"], asked, hashes["unlearned"])]
+    stand_in = replace(asked, forget=asked.holdout, holdout=())
+    chance = None
+    if "control" in targets:
+        found.append(Case("control", targets["control"], asked, hashes["control"]))
+        if asked.holdout:
+            chance = Case("holdout", targets["control"], stand_in, hashes["control"])
+    elif asked.holdout:
+        found.append(Case("holdout", targets["unlearned"], stand_in, hashes["unlearned"]))
+    if "original" in targets:
+        found.append(Case("original", targets["original"], asked, hashes["original"]))
+    return found, chance
+
+
+def halved(case: Case) -> Case:
+    """The holdout column for attacks that compare with records never seen: every other record is one."""
+    rows = case.probes.forget
+    if case.column != "holdout" or len(rows) < 2:
+        return case
+    return replace(case, probes=replace(case.probes, forget=rows[::2], holdout=rows[1::2]))

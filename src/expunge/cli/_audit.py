@@ -1,0 +1,119 @@
+"""The verb that attacks: `audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from expunge import inputs, terminal
+from expunge.cli._app import Json, PromptField, Quiet, ResponseField, Seed, Settings, Template, app
+from expunge.errors import UsageError
+
+
+@app.command
+def audit(
+    folder: Annotated[
+        str | None, Parameter(help="Output folder of a finished run, which says all that is needed.")
+    ] = None,
+    /,
+    *,
+    model: Annotated[
+        str | None, Parameter(help="The unlearned model, or the folder of a finished run.")
+    ] = None,
+    forget: Annotated[str | None, Parameter(help="Records that were removed.")] = None,
+    retain: Annotated[str | None, Parameter(help="Records that an attacker may know and use.")] = None,
+    holdout: Annotated[
+        str | None, Parameter(help="Records of the same kind, never seen by the unlearned model.")
+    ] = None,
+    original: Annotated[str | None, Parameter(help="The model before unlearning.")] = None,
+    control: Annotated[str | None, Parameter(help="A model that never saw the forget records.")] = None,
+    attacks: Annotated[
+        str | None,
+        Parameter(help="Names from expunge list attacks or FILE.py:NAME, with commas between. Default: all."),
+    ] = None,
+    seconds: Annotated[
+        float | None, Parameter(help="Time that an attack may take on one model. Default: 120.")
+    ] = None,
+    redact: Annotated[
+        bool, Parameter(help="Keep the removed text out of everything that is written.", negative=())
+    ] = False,
+    output: Annotated[
+        Path | None, Parameter(help="Folder for audit.json and report.html. Default: audit/ in the run's.")
+    ] = None,
+    template: Template = None,
+    prompt_field: PromptField = None,
+    response_field: ResponseField = None,
+    seed: Seed = None,
+    set_: Settings = None,
+    resume: Annotated[
+        bool,
+        Parameter(
+            help="Continue the audit in --output, or add attacks: what has ended is kept.", negative=()
+        ),
+    ] = False,
+    overwrite: Annotated[bool, Parameter(help="Replace the audit in --output.", negative=())] = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Try to bring back what was removed: attacks on the original, the unlearned and a control model.
+
+    Ends in a verdict: erased, suppressed, not forgotten. --set takes settings of the reading (bf16=false) and
+    of an attack (ATTACK:FIELD=VALUE).
+    """
+    subject = _subject(folder, model)
+    where = output if output is not None else _beside_run(subject)
+    from expunge.auditing import audit as run_audit
+
+    try:
+        result = run_audit(
+            subject,
+            forget=forget,
+            retain=retain,
+            holdout=holdout,
+            original=original,
+            control=control,
+            attacks=None if attacks is None else inputs.listed(attacks),
+            redact=redact,
+            **inputs.given(set_, None, template=template, seed=seed, seconds=seconds),
+            output=where,
+            resume=resume,
+            overwrite=overwrite,
+            prompt_field=prompt_field,
+            response_field=response_field,
+            reporter=terminal.reporter(quiet or json_),
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(_interrupted(where)) from None
+    terminal.audited(result.record, where, quiet=quiet, as_json=json_)
+
+
+def _subject(folder: str | None, model: str | None) -> str:
+    if folder is not None and model is not None:
+        raise UsageError(f"audit takes a run's folder or --model, not both; got {folder} and {model}.")
+    if folder is None and model is None:
+        raise UsageError("audit needs a model. Name the folder of a finished run, or give --model.")
+    return str(folder if folder is not None else model)
+
+
+def _beside_run(subject: str) -> Path:
+    from expunge.auditing.run_folder import run_folder
+
+    if run_folder(subject) is None:
+        raise UsageError(
+            f"audit needs a folder to write to, unless it is given that of a run; {subject} is none. "
+            "Give --output DIR."
+        )
+    return Path(subject).expanduser() / "audit"
+
+
+def _interrupted(where: Path) -> int:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(
+        f"expunge: interrupted; attacks that had ended are kept in {where}, and --resume continues.",
+        soft_wrap=True,
+        markup=False,
+    )
+    return 130

@@ -1,0 +1,1 @@
+"""What makes recovery harder: inside training (latent, sharpness), and around a finished model (filters)."""

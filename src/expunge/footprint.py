@@ -1,0 +1,187 @@
+"""What one training step keeps in memory, found without running it.
+
+The real model class runs on fake tensors, which have shapes and no bytes; what autograd would save for the
+backward pass is counted, whatever the architecture. One and two blocks are traced, the others are like the
+second. Knows a configuration and settings; reads no weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from expunge.adapters import prepare_trainable
+from expunge.arguments import UnlearningArguments
+from expunge.logits import output_embedding
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One forward pass: rows, tokens in each, and label tokens among them."""
+
+    rows: int
+    tokens: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameter counts of a model as it trains.
+
+    Args:
+        trained: Elements that train.
+        frozen: Elements that do not, of which `frozen_linear` in the blocks' matrices (what 4 bits compress).
+        frozen_linear: See `frozen`.
+        embedding: Elements of the input embedding.
+        head: Elements of the output embedding; the same ones where tied.
+        tied: Whether both are one.
+        largest: Elements of the largest tensor that trains.
+        block: Elements of one block.
+        blocks: Number of blocks.
+        linear: Elements of all matrices that multiply activations, the head's left out.
+    """
+
+    trained: int
+    frozen: int
+    frozen_linear: int
+    embedding: int
+    head: int
+    tied: bool
+    largest: int
+    block: int
+    blocks: int
+    linear: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes that autograd keeps of one forward pass through all blocks, logits left out.
+
+    Args:
+        activations: What grows with the tokens.
+        copies: What does not: weights cast for the compute precision.
+        block: Activations of one block, which activation checkpointing recomputes one at a time.
+        stream: Bytes of one block's input, which it keeps.
+    """
+
+    activations: int
+    copies: int
+    block: int
+    stream: int
+
+
+def sizes(config: PretrainedConfig, args: UnlearningArguments) -> Sizes:
+    """Count a model's parameters on the meta device."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model = prepare_trainable(model, args)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    base: Any = model
+    body, head = base.get_input_embeddings().weight, output_embedding(model).weight
+    matrices = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    linear = sum(w.numel() for key, w in matrices.items() if key != id(head))
+    count = config.get_text_config().num_hidden_layers
+    whole = sum(p.numel() for p in model.parameters())
+    rest = body.numel() if head is body else body.numel() + head.numel()  # type: ignore[operator]
+    return Sizes(
+        trained=sum(p.numel() for p in trained),
+        frozen=sum(p.numel() for p in frozen),
+        frozen_linear=sum(w.numel() for w in matrices.values() if w is not head and not w.requires_grad),
+        embedding=body.numel(),
+        head=head.numel(),  # type: ignore[operator]
+        tied=head is body,
+        largest=max((p.numel() for p in trained), default=0),
+        block=(whole - rest) // count,
+        blocks=count,
+        linear=linear,
+    )
+
+
+def saved(config: PretrainedConfig, args: UnlearningArguments, shape: Shape, *, on_cpu: bool) -> Saved:
+    """Trace one forward pass of a shape, and one of next to nothing for what does not grow with tokens.
+
+    Args:
+        config: Of the model.
+        args: Precision, and what trains.
+        shape: Of the pass.
+        on_cpu: Attention is eager there (as `load_model` has it), fused elsewhere.
+    """
+    attention = "eager" if on_cpu else "sdpa"
+    one, two = (_trace(config, args, shape, blocks, attention) for blocks in (1, 2))
+    tiny = Shape(1, 2, 1)
+    one_fixed, two_fixed = (_trace(config, args, tiny, blocks, attention) for blocks in (1, 2))
+    count = config.get_text_config().num_hidden_layers
+    fixed = one_fixed + (count - 1) * (two_fixed - one_fixed)
+    block = (two - one) - (two_fixed - one_fixed)
+    activations = (one - one_fixed) + (count - 1) * block
+    wide = 2 if args.lora_bf16 and args.bf16 else 4
+    stream = shape.rows * shape.tokens * config.get_text_config().hidden_size * wide
+    return Saved(activations=activations, copies=fixed, block=block, stream=stream)
+
+
+def _trace(
+    config: PretrainedConfig, args: UnlearningArguments, shape: Shape, blocks: int, attention: str
+) -> int:
+    """Bytes that autograd saves of one forward pass up to the logits, parameters left out."""
+    seen: dict[int, int] = {}
+    with torch.device("meta"):
+        model = prepare_trainable(_shortened(config, args, blocks, attention), args)
+    with FakeTensorMode():
+        _fake(model)
+        owned = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if (key := _storage(tensor)) not in owned:
+                seen[key] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        def first(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (inputs[0].reshape(-1, inputs[0].shape[-1])[: shape.rows * shape.labels].clone(),)
+
+        output_embedding(model).register_forward_pre_hook(first)
+        ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
+        model.train()
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), cast:
+            logits = model(input_ids=ids, use_cache=False).logits
+        seen.pop(_storage(logits), None)
+        return sum(seen.values())
+
+
+def _shortened(config: PretrainedConfig, args: UnlearningArguments, blocks: int, attention: str) -> nn.Module:
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = blocks
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:blocks]
+    dtype = torch.bfloat16 if args.lora_bf16 else torch.float32
+    model: nn.Module = AutoModelForCausalLM.from_config(short, dtype=dtype, attn_implementation=attention)
+    return model
+
+
+def _fake(model: nn.Module) -> None:
+    """Replace tensors on the meta device by fake ones that pass for tensors on the CPU."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            trains = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                held[name] = None if tensor is None else fake(tensor)  # type: ignore[assignment]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

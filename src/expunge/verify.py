@@ -1,0 +1,146 @@
+"""Does a folder hold what its record says? Hashes again of model and data, and the page rendered again.
+
+What it shows: that files are those the record was written about. A record that was itself forged together
+with the files is not found out here; keep its hash, or the record, where others cannot write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge import checkpoints, output
+from expunge.environment import installed
+from expunge.errors import UsageError
+from expunge.models import DEFAULT_MODEL, load_model, weights_hash
+from expunge.record import DataEntry, ModelEntry, RunRecord, read_record
+from expunge.records import read_records
+from expunge.report import render
+
+Verdict = Literal["verified", "differs", "not checked"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked, or could not be.
+
+    Args:
+        what: Was checked.
+        verdict: Of the check.
+        why: What differs, or why nothing could be checked; what was compared, where it is verified.
+    """
+
+    what: str
+    verdict: Verdict
+    why: str
+
+
+def verify(folder: Path, *, trust_remote_code: bool = False) -> list[Finding]:
+    """Check an output folder against its own record.
+
+    Nothing is fetched: models and data that are not on this machine are reported as not checked.
+
+    Args:
+        folder: Holds `record.json`.
+        trust_remote_code: Let the models run code of their own.
+
+    Returns:
+        Findings, those that differ among them.
+
+    Raises:
+        UsageError: There is no record, or it is not one.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"DIR must be the --output folder of a run; {folder} is no folder. Check the name.")
+    record = read_record(folder)
+    found = [Finding("record.json", "verified", f"schema version {record.schema_version}")]
+    found += _consistency(record)
+    for stage, entry in record.models.items():
+        found.append(_model(stage, entry, folder, trust_remote_code))
+    if "after" not in record.models and (folder / "model").is_dir():
+        found.append(Finding("model/", "differs", "the record tells of no model after the run"))
+    found += [_data(name, entry) for name, entry in record.data.items()]
+    return [*found, _page(record, folder), *_leftovers(folder)]
+
+
+def _consistency(record: RunRecord) -> Iterator[Finding]:
+    """What the record says of itself."""
+    steps = [step.step for step in record.history]
+    if steps != list(range(1, len(steps) + 1)):
+        yield Finding("history", "differs", "its steps do not count from 1 without a gap")
+    elif record.stop is not None and record.kind != "evaluate" and record.stop.step != len(steps):
+        yield Finding(
+            "history", "differs", f"{len(steps)} steps; the run is said to end at {record.stop.step}"
+        )
+    elif steps:
+        yield Finding("history", "verified", f"{len(steps)} steps, without a gap")
+
+
+def _model(stage: str, entry: ModelEntry, folder: Path, trust_remote_code: bool) -> Finding:
+    """The weights of a model, hashed again where they are on this machine."""
+    what = "model/ (after)" if stage == "after" else f"model {stage} ({entry.source})"
+    place: str | Path = folder / "model" if stage == "after" else entry.source
+    if stage == "after" and not (folder / "model").is_dir():
+        return Finding(what, "differs", "the folder is missing")
+    if stage != "after" and not (Path(place).is_dir() or place == DEFAULT_MODEL):
+        return Finding(what, "not checked", "no folder of that name here; nothing is fetched")
+    try:
+        model = load_model(place, trust_remote_code=trust_remote_code)
+    except UsageError as error:
+        return Finding(what, "differs" if stage == "after" else "not checked", str(error))
+    return _compared(what, "weights", weights_hash(model), entry.sha256)
+
+
+def _data(name: str, entry: DataEntry) -> Finding:
+    """A data set, hashed again where its files are on this machine; several are joined by ' + '."""
+    what = f"data {name} ({entry.source})"
+    places = [Path(part) for part in entry.source.split(" + ")]
+    if absent := [place for place in places if not place.exists()]:
+        return Finding(what, "not checked", f"there is no file {absent[0]} here")
+    try:
+        found = " + ".join(_hash(place, name, entry.fields) for place in places)
+    except (UsageError, OSError) as error:
+        return Finding(what, "differs", str(error))
+    return _compared(what, "content", found, entry.sha256)
+
+
+def _hash(place: Path, name: str, fields: Mapping[str, str]) -> str:
+    """As `read_records` takes it: of a file's bytes; of the rows where there are several files."""
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    named: dict[str, Any] = {f"{part}_field": field for part, field in fields.items()}
+    return read_records(place, name=name, **named).sha256
+
+
+def _page(record: RunRecord, folder: Path) -> Finding:
+    """The page, rendered again from the record."""
+    what, file = "report.html", folder / "report.html"
+    if not file.is_file():
+        return Finding(what, "differs", "the file is missing; expunge report writes it")
+    if file.read_text(encoding="utf-8") == render(record):
+        return Finding(what, "verified", "it is what the record renders to")
+    own = installed("expunge") or "0"
+    if own != record.expunge_version:
+        return Finding(what, "not checked", f"rendered by {record.expunge_version}; this is {own}")
+    return Finding(what, "differs", "it is not what the record renders to; expunge report writes it again")
+
+
+def _leftovers(folder: Path) -> Iterator[Finding]:
+    """What a killed process left behind."""
+    if (last := output.last_checkpoint(folder)) is not None:
+        why = f"the newest is of step {checkpoints.step_of(last)}; --resume continues from it"
+        yield Finding("checkpoints/", "not checked", why)
+
+
+def _compared(what: str, of: str, found: str, recorded: str) -> Finding:
+    if found == recorded:
+        return Finding(what, "verified", f"SHA-256 of the {of} {found[:16]}…")
+    return Finding(what, "differs", f"SHA-256 of the {of} is {found[:16]}…, recorded is {recorded[:16]}…")
+
+
+def differing(findings: list[Finding]) -> list[Finding]:
+    """Those that make a folder unlike its record."""
+    return [finding for finding in findings if finding.verdict == "differs"]
