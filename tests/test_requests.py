@@ -18,6 +18,7 @@ from expunge.record import Check, read_record
 from expunge.report import render
 from expunge.stopping import with_earlier
 from expunge.unlearner import Unlearner
+from expunge.verify import verify
 
 ROWS = conftest.rows()
 REQUESTS, RETAIN = (ROWS[:4], ROWS[4:8], ROWS[8:10]), ROWS[10:]
@@ -303,3 +304,21 @@ def test_the_command_line_continues_a_run(chain, taught_folder, files, tmp_path,
 def test_splits_of_earlier_requests_are_known_by_name():
     names = ["retain", "forgotten-10", "forgotten-2", "forgotten-x", "forgotten-"]
     assert earlier_splits(names) == ["forgotten-2", "forgotten-10"]
+
+
+def test_verify_checks_the_predecessor(copy):
+    """Its record is hashed again, where it is; a changed one differs."""
+
+    def found(folder):
+        (finding,) = [f for f in verify(copy / folder) if f.what.startswith("predecessor")]
+        return finding.verdict
+
+    assert [f for f in verify(copy / "one") if f.what.startswith("predecessor")] == []
+    assert found("two") == "verified"
+    link = json.loads((copy / "two" / "record.json").read_text())
+    link["after"]["folder"] = str(copy / "one")
+    (copy / "two" / "record.json").write_text(json.dumps(link))
+    (copy / "one" / "record.json").write_text((copy / "one" / "record.json").read_text() + " ")
+    assert found("two") == "differs"
+    (copy / "one" / "record.json").unlink()
+    assert found("two") == "not checked"
