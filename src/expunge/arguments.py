@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -13,6 +13,9 @@ from transformers.trainer_utils import SaveStrategy
 from expunge.collate import Encoding
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Latent
+from expunge.updates import ZerothOrder
+
+UPDATES = Literal["plain", "sign", "zeroth-order"]
 
 
 def bf16_pays() -> bool:
@@ -53,6 +56,12 @@ class UnlearningArguments(TrainingArguments):
         lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
+        update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
+            `zeroth-order` estimates gradients from losses along random directions, without backward passes.
+            The last two are harder to undo by relearning (arXiv 2510.00761; see `updates`).
+        zeroth_queries: Random directions per zeroth-order step.
+        zeroth_radius: How far along them losses are measured.
+        zeroth_every: Every so many steps one is zeroth-order, the others are plain.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
         sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
@@ -99,6 +108,10 @@ class UnlearningArguments(TrainingArguments):
     lora_bf16: bool = False
     train_last: int = 0
     refusals: str | None = None
+    update: UPDATES = "plain"
+    zeroth_queries: int = 8
+    zeroth_radius: float = 1e-3
+    zeroth_every: int = 1
     self_retain: int = 0
     sharpness: float = 0.0
     latent_radius: float = 0.0
@@ -152,6 +165,13 @@ class UnlearningArguments(TrainingArguments):
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
             )
+        if self.update not in get_args(UPDATES):
+            raise ValueError(f"`update` must be one of {', '.join(get_args(UPDATES))}; got {self.update!r}.")
+        if self.zeroth and self.hardening:
+            raise ValueError(
+                "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
+                f"passes); got {self.sharpness}, {self.latent_radius}. Set one of them off."
+            )
         if self.earlier_rows < 0 or self.curriculum_rows < 0:
             raise ValueError(
                 "`earlier_rows` and `curriculum_rows` must be at least 0; "
@@ -180,6 +200,17 @@ class UnlearningArguments(TrainingArguments):
     def encoding(self) -> Encoding:
         """How records become rows."""
         return Encoding(self.template, self.max_length)
+
+    @property
+    def zeroth(self) -> ZerothOrder | None:
+        """How gradients are estimated; None where they are computed.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        if self.update != "zeroth-order":
+            return None
+        return ZerothOrder(self.zeroth_radius, self.zeroth_queries, self.zeroth_every)
 
     @property
     def hardening(self) -> Hardening:

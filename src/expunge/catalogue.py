@@ -8,7 +8,10 @@ from typing import Any
 from expunge import attacks
 from expunge.benchmarks import BENCHMARKS, HARNESS, harness, records
 from expunge.methods import METHODS
+from expunge.step_sizes import STEP_SIZES
 from expunge.weightings import WEIGHTINGS
+
+RULES = {name: rule for name, rule in STEP_SIZES.items() if rule is not None}
 
 
 def catalogue() -> dict[str, dict[str, str]]:
@@ -16,6 +19,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     return {
         "methods": _lines(METHODS),
         "weightings": _lines(WEIGHTINGS),
+        "step-sizes": {"schedule": "The Trainer's schedule, as settings say."} | _lines(RULES),
         "benchmarks": {"records": "Your own forget, retain and holdout records."}
         | HARNESS
         | {name: entry.line for name, entry in BENCHMARKS.items()},

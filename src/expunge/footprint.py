@@ -20,7 +20,6 @@ from expunge.adapters import prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.logits import output_embedding
 
-
 _READ = ("bf16", "lora_rank", "lora_targets", "lora_dora", "lora_bf16", "train_last")
 """Settings that a trace depends on."""
 

@@ -100,8 +100,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
     """Refuse, before anything is computed, what an objective needs and the run cannot give.
 
     Raises:
-        ValueError: A layer that the model lacks; a pair that is not derived; a live reference or a merge
-            under FSDP; fewer steps than trainings.
+        ValueError: A layer that the model lacks; a pair that is not derived; a live reference, a merge or
+            a zeroth-order update under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
     if args.hardening.latent:
@@ -127,6 +127,11 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
         raise ValueError(
             f"`max_steps` must be at least one for each training of method {method.name!r} "
             f"({1 + len(method.merge.further)}); got {args.max_steps}."
+        )
+    if args.zeroth is not None and fsdp_wanted(args):
+        raise ValueError(
+            "`update` must not be zeroth-order for a sharded model: every rank would draw other directions. "
+            "Use one process or DDP."
         )
     if method.merge and fsdp_wanted(args):
         raise ValueError(

@@ -42,7 +42,8 @@ from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
 from expunge.sharding import fsdp_wanted, shard_on_cpu
-from expunge.shards import fill, skeleton
+from expunge.shards import fill, shares, skeleton
+from expunge.updates import sign_update
 
 PROBE_BATCH = 8
 
@@ -338,6 +339,8 @@ class Unlearner(Trainer):
         carry = step % self.args.refresh_every > 0
         self.descent.weighting = self.monitor.weighting
         self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)
+        if (rule := self.args.zeroth) is not None and rule.due(step):
+            self.descent.estimate(rule, seed=(self.args.seed << 32) + step)
 
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""
@@ -346,7 +349,8 @@ class Unlearner(Trainer):
         if self._line:
             retain = [batches["retain"] for batches in self.descent.batches]
             self.monitor.begin_line(step, retain)
-        if (self.descent.separate or self._line) and self.stop is None:
+        signed = self.args.update == "sign"
+        if (self.descent.separate or self._line or signed) and self.stop is None:
             self.descent.remember()
 
     def after_optimizer(self) -> None:
@@ -354,6 +358,8 @@ class Unlearner(Trainer):
         if self.stop is not None:  # there was no gradient
             return
         step, rate = self.state.global_step, self.rate
+        if self.args.update == "sign" and rate > 0:
+            sign_update(shares(self.monitor.parameters), self.descent.before, rate)
         entry = self.descent.entry(step + 1, rate, clipped=self.args.max_grad_norm > 0)
         if self._line:
             start = time.perf_counter()
