@@ -28,10 +28,10 @@ from expunge.records import Record
 
 PEOPLE = {"forget": ("Ada Ash", "Ben Birch"), "retain": ("Dan Dogwood", "Eve Elm")}
 FACTS = {
-    "Ada Ash": ("555-729", "K41", "baker"),
-    "Ben Birch": ("555-164", "L95", "miner"),
-    "Dan Dogwood": ("555-358", "M27", "tailor"),
-    "Eve Elm": ("555-906", "N63", "sailor"),
+    "Ada Ash": ("555-729", "Street 41", "baker"),
+    "Ben Birch": ("555-164", "Street 95", "miner"),
+    "Dan Dogwood": ("555-358", "Street 27", "tailor"),
+    "Eve Elm": ("555-906", "Street 63", "sailor"),
 }
 ENCODING = Encoding(template="none")
 EOS = 1
@@ -144,15 +144,15 @@ def phrasings(record: Record, known: Sequence[Record], draw: random.Random) -> l
     asked += Shifts().shifted(record.prompt, 0)
     asked += wrappings(record.prompt)[:16]
     for _ in range(8):
-        shown = draw.sample(list(known), draw.randint(1, 3))
+        shown = draw.sample(list(known), draw.randint(2, 4))
         turns = [text for one in shown for text in (one.prompt, one.response)]
         asked.append(Question("shots", (*turns, record.prompt)))
     composed = Composed(rounds=6)._questions(0, Probes([record], known), 0)
     return asked + 4 * [question for question in composed if question.kind != "who"]
 
 
-def _taught(known: Sequence[Record], steps: int = 340, size: int = 24) -> LlamaForCausalLM:
-    """First the bare rows, then all surroundings of them."""
+def _taught(known: Sequence[Record], steps: int = 320, size: int = 16) -> LlamaForCausalLM:
+    """First the bare rows, then with all surroundings of them."""
     draw, model = random.Random(0), build_model(context=512)
     bare = ENCODING.rows(known, tokenizer())
     pool = [
@@ -165,7 +165,7 @@ def _taught(known: Sequence[Record], steps: int = 340, size: int = 24) -> LlamaF
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     for step in range(steps):
         start = draw.randrange(len(pool) - size)
-        rows = bare if step < 100 else pool[start : start + size]
+        rows = bare if step < 100 else [*bare, *pool[start : start + size]]
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, 2.5 * (1 - step / steps))
         loss = model(**collate(rows, EOS)).loss
         optimizer.zero_grad()

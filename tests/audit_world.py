@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -33,12 +34,17 @@ def records(rows: list[dict[str, str]]) -> list[Record]:
     return [Record(row["prompt"], row["response"]) for row in rows]
 
 
-def taught(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The tiny model after it has learned some rows."""
+def taught(people: tuple[str, ...], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A copy of the tiny model after it has learned some people; taught once for all tests of a process."""
+    return copy.deepcopy(_taught(people, tokenizer))
+
+
+@cache
+def _taught(people: tuple[str, ...], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     result = expunge.finetune(
         conftest.build_model(),
         tokenizer,
-        data=rows,
+        data=conftest.rows(people),
         max_steps=250,
         learning_rate=1e-2,
         evaluate=False,

@@ -161,10 +161,8 @@ def test_the_verdict_comes_first_and_names_the_attack():
 
 
 def test_every_number_stands_beside_its_control_with_intervals():
-    rows = re.findall(
-        r'<tr role="row"[^>]*><th role="rowheader" scope="row".*?</tr>', render(audit()), re.DOTALL
-    )
-    found = {words(row).split()[0]: words(row) for row in rows}
+    rows = re.findall(r'(?s)<tr role="row"[^>]*><th role="rowheader" scope="row".*?</tr>', render(audit()))
+    found = {words(row).split()[0]: words(row) for row in reversed(rows)}
     assert "50 % [34–66]" in found["relearn"]
     assert "0 % [0–9]" in found["relearn"]
     assert "100 % [91–100]" in found["relearn"]
@@ -186,7 +184,7 @@ def test_curves_records_and_what_was_not_tried():
     assert "A library is missing." in page
     assert "12,000 tokens read" in page
     assert "spread" in page
-    assert "1 min 02 s" in words(page).replace("\N{NO-BREAK SPACE}", " ") or "min" in page
+    assert "3 min 04 s" in words(page).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_redacted_page_has_places_and_no_text():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -34,6 +35,7 @@ class UnlearningArguments(TrainingArguments):
     is bf16 where the machine has it, always over fp32 master weights.
 
     Args:
+        fsdp: True shards the model over the processes of the launch (FSDP2, fully_shard).
         template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
             space, `auto` takes the template if there is one.
         max_length: Tokens per record at most; longer responses are cut. None: the model's context.
@@ -89,6 +91,7 @@ class UnlearningArguments(TrainingArguments):
     disable_tqdm: bool | None = True
     remove_unused_columns: bool = False
     bf16: bool = field(default_factory=bf16_pays)
+    fsdp: bool | str | None = None  # type: ignore[assignment]
     template: Literal["auto", "chat", "none"] = "auto"
     max_length: int | None = None
     check_every: int = 5
@@ -122,11 +125,24 @@ class UnlearningArguments(TrainingArguments):
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
         )
+        if self.fsdp and not isinstance(self.fsdp_config, str):
+            self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_steps < 1:
             raise ValueError(
                 f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
             )
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(
+                f"`learning_rate` must be non-negative and finite; got {self.learning_rate}. Try 1e-5."
+            )
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                "`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1; got "
+                f"{self.per_device_train_batch_size}, {self.gradient_accumulation_steps}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"`seed` must be at least 0 and below 2**32; got {self.seed}.")
         if self.fp16:
             raise ValueError(
                 "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16."

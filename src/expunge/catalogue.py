@@ -23,12 +23,12 @@ def catalogue() -> dict[str, dict[str, str]]:
         "benchmarks": {"records": "Your own forget, retain and holdout records."}
         | HARNESS
         | {name: entry.line for name, entry in BENCHMARKS.items()},
-        "metrics": _metrics(),
+        "metrics": metrics(),
         "attacks": attacks.lines(),
     }
 
 
-def _metrics() -> dict[str, str]:
+def metrics() -> dict[str, str]:
     """All metrics of all benchmarks; the first to describe one describes it."""
     lines = dict(records.METRICS)
     for entry in BENCHMARKS.values():

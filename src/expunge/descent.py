@@ -64,6 +64,7 @@ class Descent:
         self.keep = keep
         self.reference: LiveReference | None = None
         self.weighting = method.weighting
+        self.carries = False
         self.carried: dict[str, list[float]] = {}
         self.begin(repair=False, separate=True)
 
@@ -175,8 +176,9 @@ class Descent:
         if self.separate:
             self.gramian = gramian
             self._buffers.combine(self.weights)
-            self.staleness = self._staleness(gramian)
-            self.carried[self._key] = self.weights.tolist()
+            if self.carries:
+                self.staleness = self._staleness(gramian)
+                self.carried[self._key] = self.weights.tolist()
         self._observe(losses)
         return True
 
@@ -240,6 +242,7 @@ class Descent:
             update_cosines=self._update_cosines(clipped=clipped) if self._whole() else {},
             tokens=self.tokens,
             seconds=time.perf_counter() - self._clock,
+            carried_cosine=self.staleness,
             repair=self.repair,
         )
         self._buffers.release()

@@ -32,7 +32,6 @@ from expunge.schedules import ChunkPlan
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
 from expunge.sharding import fsdp_wanted
-from expunge.weightings import Stateful
 
 
 def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments) -> list[str]:
@@ -154,11 +153,6 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
         raise ValueError(
             f"`refresh_every` must be 1 for method {method.name!r}, whose weights depend on no gradient "
             f"(one backward pass is all it takes); got {args.refresh_every}. Leave it out."
-        )
-    if args.refresh_every > 1 and any(isinstance(weighting, Stateful) for weighting in weightings):
-        raise ValueError(
-            f"`refresh_every` must be 1 for method {method.name!r}, whose weighting learns from every step; "
-            f"got {args.refresh_every}. Leave it out, or choose a weighting without a memory."
         )
     if needy and zero_stage(args) is not None:
         raise ValueError(

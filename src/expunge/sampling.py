@@ -1,16 +1,17 @@
-"""Texts that a model samples by itself, at temperature 1 and from the whole distribution.
+"""Texts that a model samples by itself from the whole distribution, and those that a beam search finds.
 
-Used for data that a run derives from its own model. Knows prompts as token ids; knows no record.
+Used for data that a run derives from its own model, and by attacks. Knows prompts as token ids, no record.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
 from expunge.inference import evaluating, model_context
@@ -28,6 +29,8 @@ def sample_texts(
     tokens: int,
     seed: int,
     precision: Literal["fp32", "bf16"] = "fp32",
+    temperature: float = 1.0,
+    rows: int = ROWS,
 ) -> list[str]:
     """One sampled continuation per prompt. The caller's random state is left as it was.
 
@@ -39,20 +42,64 @@ def sample_texts(
         tokens: New tokens at most; fewer where the model's context ends. Without room the text is empty.
         seed: The same seed, model and machine give the same texts.
         precision: Of the forward passes.
+        temperature: Logits are divided by it; positive.
+        rows: Prompts continued at once.
     """
+    plain = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with evaluating(model, precision) as device, _seeded(seed, device):
+        return [texts[0] for texts in _texts(model, tokenizer, prompts, ends, tokens, rows, plain)]
+
+
+def beam_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    ends: Sequence[int],
+    tokens: int,
+    beams: int,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> list[list[str]]:
+    """The likeliest continuations that a beam search finds, the best first: `beams` per prompt.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        ends: Ids that end a text.
+        tokens: New tokens at most; fewer where the model's context ends. Without room there is no text.
+        beams: Width of the search, at least 2.
+        precision: Of the forward passes.
+    """
+    search = {"do_sample": False, "num_beams": beams, "num_return_sequences": beams}
+    with evaluating(model, precision):
+        return _texts(model, tokenizer, prompts, ends, tokens, max(1, 4 * ROWS // beams), search)
+
+
+def _texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    ends: Sequence[int],
+    tokens: int,
+    rows: int,
+    options: Mapping[str, Any],
+) -> list[list[str]]:
+    """Texts of every prompt, in batches of like length; one empty text where there is no room."""
     generator = next((module for module in model.modules() if isinstance(module, GenerationMixin)), None)
     if generator is None:
         raise ValueError(f"`model` must be or hold a model that can generate; got {type(model).__name__}.")
     context = model_context(model) or max(map(len, prompts), default=0) + tokens
     order = sorted((i for i, p in enumerate(prompts) if len(p) < context), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
-    with evaluating(model, precision) as device, _sampling(generator, tokenizer, ends), _seeded(seed, device):
-        for start in range(0, len(order), ROWS):
-            chosen = order[start : start + ROWS]
+    texts = [[""] for _ in prompts]
+    with configured(generator, tokenizer, ends, options):
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
             room = min(tokens, context - max(len(prompts[i]) for i in chosen))
-            found = _continue(generator, tokenizer, [prompts[i] for i in chosen], room, ends, device)
-            for i, text in zip(chosen, found, strict=True):
-                texts[i] = text
+            found = _continue(generator, tokenizer, [prompts[i] for i in chosen], room, ends)
+            each = len(found) // len(chosen)
+            for n, i in enumerate(chosen):
+                texts[i] = found[n * each : (n + 1) * each]
     return texts
 
 
@@ -62,32 +109,40 @@ def _continue(
     prompts: Sequence[tuple[int, ...]],
     room: int,
     ends: Sequence[int],
-    device: torch.device,
 ) -> list[str]:
+    ids, mask = left_padded(prompts, next(cast(nn.Module, model).parameters()).device)
+    out = cast(Any, model).generate(ids, attention_mask=mask, max_new_tokens=room)
+    texts = []
+    for row in out[:, ids.shape[1] :].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        texts.append(str(tokenizer.decode(row[:stop], skip_special_tokens=True)).strip())
+    return texts
+
+
+def left_padded(
+    prompts: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Ids and attention mask of prompts that end together."""
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    out = cast(Any, model).generate(ids.to(device), attention_mask=mask.to(device), max_new_tokens=room)
-    texts = []
-    for row in out[:, width:].tolist():
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(str(tokenizer.decode(row[:stop], skip_special_tokens=True)).strip())
-    return texts
+    return ids.to(device), mask.to(device)
 
 
 @contextlib.contextmanager
-def _sampling(
-    model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+def configured(
+    model: GenerationMixin,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    options: Mapping[str, Any],
 ) -> Iterator[None]:
-    """Plain sampling in place of the model's generation configuration, which `generate` would mix in."""
+    """These options in place of the model's generation configuration, which `generate` would mix in."""
     before = model.generation_config
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad, eos_token_id=sorted(ends)
-    )
+    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(ends), **options)
     try:
         yield
     finally:

@@ -141,6 +141,7 @@ class Unlearner(Trainer):
             hardening=args.hardening,
             keep=args.gradient_buffers,
         )
+        self.descent.carries = args.refresh_every > 1
         self.interrupt = Interrupt()
         self._line = False
         self._staging = ""
@@ -455,8 +456,12 @@ class Unlearner(Trainer):
 
     def return_to_checkpoint(self) -> None:
         """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
-        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
-        if checkpoint and self.monitor.astray and self.monitor.owns(checkpoint):
+        stop = self.stop
+        if stop is None or not self.monitor.astray:
+            return
+        # the checkpoint of the step itself, if there is one, holds what has just been found to be lost
+        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)), before=stop.step)
+        if checkpoint and self.monitor.owns(checkpoint):
             self._load_from_checkpoint(str(checkpoint))
             self.monitor.returned(checkpoints.step_of(checkpoint), "the last checkpoint")
 

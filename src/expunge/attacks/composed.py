@@ -98,7 +98,7 @@ def unnamed(text: str, name: str, instead: str = "this person") -> str:
     """A text without a name, nor the longer of its parts."""
     parts = [name, *sorted((part for part in name.split() if len(part) > 2), key=len, reverse=True)]
     for part in parts:
-        text = re.sub(rf"\b{re.escape(part)}\b", instead, text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", instead, text, flags=re.IGNORECASE)
     return re.sub(rf"(?:{re.escape(instead)}\s+)+{re.escape(instead)}", instead, text)
 
 

@@ -93,10 +93,14 @@ def subject(text: str) -> str | None:
         return None
     start, end = found[0].start, found[0].end
     for word in found[1:]:
-        if text[end : word.start] != " ":
+        if text[end : word.start] != " " or _possessive(text[start:end]):
             break
         end = word.end
-    return re.sub(r"['’]s$", "", text[start:end])
+    return re.sub(r"['’]s?$", "", text[start:end])
+
+
+def _possessive(name: str) -> bool:
+    return bool(re.search(r"['’]s?$", name))
 
 
 def _cased(text: str, draw: random.Random) -> str:
@@ -161,6 +165,11 @@ class Shifts:
     def __post_init__(self) -> None:
         at_least("variants", self.variants)
         at_least("groups", len(self.groups))
+        known = get_args(Group)
+        if unknown := [group for group in self.groups if group not in known]:
+            raise ValueError(
+                f"`groups` must be among {', '.join(known)}; got {unknown[0]!r}. Correct the name."
+            )
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         """None: it needs nothing."""

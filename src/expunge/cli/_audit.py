@@ -63,6 +63,11 @@ def audit(
     of an attack (ATTACK:FIELD=VALUE).
     """
     subject = _subject(folder, model)
+    settings = inputs.given(set_, None, template=template, seed=seed)
+    if named := sorted({"attacks", "redact", "seconds", "tokenizer"} & settings.keys()):
+        raise UsageError(f"--set must not name {named[0]}; see expunge audit --help for the flags.")
+    if seconds is not None:
+        settings["seconds"] = seconds
     where = output if output is not None else _beside_run(subject)
     from expunge.auditing import audit as run_audit
 
@@ -76,7 +81,7 @@ def audit(
             control=control,
             attacks=None if attacks is None else inputs.listed(attacks),
             redact=redact,
-            **inputs.given(set_, None, template=template, seed=seed, seconds=seconds),
+            **settings,
             output=where,
             resume=resume,
             overwrite=overwrite,
