@@ -17,7 +17,7 @@ from expunge.attacks.activations.lens import LogitLens, readings
 from expunge.attacks.activations.patching import ActivationPatching
 from expunge.attacks.activations.probe import LinearProbe
 from expunge.attacks.activations.refusal import RefusalAblation
-from expunge.attacks.activations.stream import changed, final_norm, response_states
+from expunge.attacks.activations.stream import changed, final_norm, response_states, shown
 from expunge.attacks.attack import Attack, Clock, Probes, Setting
 from expunge.attacks.plain import Prompt
 from expunge.errors import UsageError
@@ -155,6 +155,12 @@ def test_streams_are_those_before_each_response_token() -> None:
             whole = model(torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states
         part = slice(row.prompt_length - 1, len(row.input_ids) - 1)
         torch.testing.assert_close(found, torch.stack([whole[0][0, part], whole[2][0, part]]))
+
+
+def test_a_page_shows_some_layers_and_the_last() -> None:
+    assert shown(3) == [0, 1, 2]
+    assert shown(31)[-1] == 30
+    assert len(set(shown(31))) == 8
 
 
 # --- probes, patching, ablation

@@ -228,8 +228,6 @@ def test_attacks_are_made_by_name_with_settings_as_text() -> None:
     here = "expunge.attacks.embedding"
     made = make_attack(f"{here}.perturbed_prompt:PerturbedPrompt", {"way": "pgd-l1", "radius": "0.2"})
     assert made == PerturbedPrompt("pgd-l1", radius=0.2)
-    assert make_attack(f"{here}.perturbed_prompt:pgd_l2", {"steps": "7"}).name == "embedding-pgd-l2"
-    assert make_attack(f"{here}.perturbed_prompt:carlini_wagner").name == "embedding-carlini-wagner"
     assert make_attack(f"{here}.soft_prompt:SoftPrompt", {"length": "2"}) == SoftPrompt(length=2)
     with pytest.raises(UsageError, match="must be at least 1; got 0"):
         make_attack(f"{here}.soft_prompt:UniversalSoftPrompt", {"steps": "0"})

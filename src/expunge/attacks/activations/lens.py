@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from expunge import intervals
-from expunge.attacks.activations.stream import depth, final_norm, response_states
+from expunge.attacks.activations.stream import depth, final_norm, response_states, shown
 from expunge.attacks.answers import UNREACHED, stopped, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.collate import Encoded
@@ -141,9 +141,9 @@ def _seen(reading: Reading, layers: int) -> bool:
 
 
 def _values(read: Sequence[Reading], seed: int) -> dict[str, Metric]:
-    """Per layer: probability of the response's tokens, and the mean of 1 / rank (1 the likeliest)."""
+    """At some layers: probability of the response's tokens, and the mean of 1 / rank (1 the likeliest)."""
     values = {}
-    for layer in range(len(read[0].ranks)):
+    for layer in shown(len(read[0].ranks)):
         p = [float(one.probabilities[layer].mean()) for one in read]
         ranks = [float((1 / (one.ranks[layer] + 1.0)).mean()) for one in read]
         values[f"token probability, layer {layer}"] = intervals.share(p, seed=seed)

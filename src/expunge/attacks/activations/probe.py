@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.linear_model import RidgeClassifier
 
 from expunge import intervals
-from expunge.attacks.activations.stream import depth, response_states
+from expunge.attacks.activations.stream import depth, response_states, shown
 from expunge.attacks.answers import tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.collate import Encoded
@@ -98,7 +98,8 @@ class LinearProbe:
             f"first token named, {name}, layer {layer}": intervals.share(
                 [float(rank == 1) for rank in one[name]], seed=setting.seed
             )
-            for layer, one in zip(layers, ranks, strict=False)
+            for i in sorted({chosen, *shown(len(ranks))})
+            for layer, one in [(layers[i], ranks[i])]
             for name in ("forget", "holdout")
             if one[name]
         }

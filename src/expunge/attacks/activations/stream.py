@@ -29,6 +29,12 @@ def depth(model: nn.Module) -> int:
     return len(blocks(model))
 
 
+def shown(count: int, most: int = 8) -> list[int]:
+    """Places at even distances among `count`, the last one among them: what a page has room for."""
+    some = min(count, most)
+    return [round(count * (i + 1) / some) - 1 for i in range(some)]
+
+
 @contextmanager
 def changed(model: nn.Module, changes: dict[int, Change]) -> Iterator[None]:
     """Forward passes inside go on with the changed stream behind the named layers.

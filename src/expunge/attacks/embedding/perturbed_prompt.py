@@ -163,16 +163,6 @@ class PerturbedPrompt:
         return ProjectedGradient(predict, margin, ball, walk, targeted=True)
 
 
-def pgd_l2(radius: float = 0.3, levels: int = 3, steps: int = 30) -> PerturbedPrompt:
-    """Projected gradient in an L2 ball, once for each point of the curve."""
-    return PerturbedPrompt("pgd-l2", radius, levels, steps)
-
-
-def carlini_wagner(radius: float = 0.5, levels: int = 5, steps: int = 30) -> PerturbedPrompt:
-    """The smallest L2 perturbation, by Adam and a search for the constant."""
-    return PerturbedPrompt("carlini-wagner", radius, levels, steps)
-
-
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """What surrounds a batch of targets."""
