@@ -57,6 +57,7 @@ def words(model: Path) -> list[str]:
 def check(folder: Path) -> None:
     record = read_record(folder / "out")
     assert record.stop is not None
+    assert "The model was sharded over 2 processes." in record.notes
     assert record.stop.reason == "step-limit"
     assert len(record.history) == 2
     saved = load_file(folder / "out" / "model" / "model.safetensors")
@@ -80,7 +81,7 @@ def test_slurm(data, model_folder):
 
 def test_accelerate(data, model_folder):
     launch = ["python", "-m", "accelerate.commands.launch", "--config_file", str(DOCS / "fsdp2.yaml")]
-    here = ["--num_processes=2", "--cpu", "--mixed_precision=no", "-m", "expunge", "run"]
+    here = ["--num_processes=2", "--mixed_precision=no", "-m", "expunge", "run"]
     sets = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "out"]
     start([*launch, *here, *sets, *words(model_folder)], data)
     check(data)

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expunge import output
+from expunge import output, ranks
 from expunge.benchmarks import BENCHMARKS, HARNESS
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
@@ -332,6 +332,8 @@ def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
     with run.timed("train"), run.options.reporter.phase(title, run.args.max_steps) as advance:
         unlearner.add_callback(Ticker(unlearner, advance))
         unlearner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if ranks.sharded(unlearner.trained):
+        run.notes.append(f"The model was sharded over {unlearner.accelerator.num_processes} processes.")
     unlearner.release()
     return unlearner.monitor.state
 

@@ -81,8 +81,18 @@ class Saved:
     stream: int
 
 
+_counted: dict[tuple[object, ...], Sizes] = {}
+
+
 def sizes(config: PretrainedConfig, args: UnlearningArguments) -> Sizes:
-    """Count a model's parameters on the meta device."""
+    """Count a model's parameters on the meta device, once for the same question."""
+    key = _key(config, args)
+    if key not in _counted:
+        _counted[key] = _count(config, args)
+    return _counted[key]
+
+
+def _count(config: PretrainedConfig, args: UnlearningArguments) -> Sizes:
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config)
         model = prepare_trainable(model, args)
@@ -131,11 +141,15 @@ def saved(config: PretrainedConfig, args: UnlearningArguments, shape: Shape, *, 
     return Saved(activations=activations, copies=fixed, block=block, stream=stream)
 
 
+def _key(config: PretrainedConfig, args: UnlearningArguments) -> tuple[object, ...]:
+    return (config.to_json_string(), *(getattr(args, name) for name in _READ))
+
+
 def _traced(
     config: PretrainedConfig, args: UnlearningArguments, shape: Shape, blocks: int, attention: str
 ) -> int:
     """`_trace`, once for the same question: plans are made in many variants."""
-    key = (config.to_json_string(), *(getattr(args, name) for name in _READ), shape, blocks, attention)
+    key = (*_key(config, args), shape, blocks, attention)
     if key not in _known:
         _known[key] = _trace(config, args, shape, blocks, attention)
     return _known[key]
