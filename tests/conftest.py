@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
     tokenizer.save_pretrained(folder)
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), LlamaForCausalLM)
     return folder
+
+
+@pytest.fixture(scope="session")
+def taught_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after it has learned all `rows()` by heart, as a folder."""
+    import expunge
+
+    folder = tmp_path_factory.mktemp("taught-model")
+    result = expunge.finetune(
+        model_folder, data=rows(), output=folder, max_steps=120, learning_rate=1e-2, evaluate=False,
+        per_device_train_batch_size=16, bf16=False, template="none", seed=0,
+    )  # fmt: skip
+    assert result.record.stop is not None
+    assert result.record.stop.reason == "learned"
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def no_pages() -> Iterator[None]:
+    """Runs write no report.html: to draw it takes longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("expunge.runs.write_report", lambda record, folder: folder / "report.html")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from expunge.arguments import UnlearningArguments
 from expunge.methods import METHODS
 from expunge.unlearner import Unlearner
 
+HARDENED = {"sharpness": 0.1, "latent_radius": 0.3, "latent_layers": "1", "latent_steps": 2}
+
 
 def train(folder: Path, method: str, accumulation: int) -> Unlearner:
     """Six rows of forget and ten of retain, five rows each per micro-batch."""
@@ -30,8 +32,9 @@ def train(folder: Path, method: str, accumulation: int) -> Unlearner:
             optim="sgd",
             per_device_train_batch_size=5,
             gradient_accumulation_steps=accumulation,
+            **(HARDENED if method == "hardened" else {}),
         ),
-        (METHODS | engine_objectives.METHODS)[method](),
+        (METHODS | engine_objectives.METHODS | {"hardened": METHODS["ngdiff"]})[method](),
         conftest.build_tokenizer(),
         forget_dataset=conftest.rows()[:6],
         retain_dataset=conftest.rows()[6:],

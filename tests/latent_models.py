@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from conftest import build_tokenizer
 from expunge.attacks.attack import Probes, Role, Setting, Target
-from expunge.collate import Encoding, collate
+from expunge.collate import Encoded, Encoding, collate
 from expunge.records import Record
 
 ENCODING = Encoding("none")
-FORGET = ("Ada", "Ben", "Cleo", "Dan")
+FORGET = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hugo")
 HOLDOUT = ("Ivy", "Jon", "Kim", "Lea")
 RETAIN = tuple(f"{a}{b}" for a in ("Mo", "Ra", "Su", "Ti") for b in ("n", "l", "s", "ra", "by"))
-REFUSAL = "?"
 
 
 def record(name: str) -> Record:
@@ -76,7 +75,7 @@ def drowned() -> LlamaForCausalLM:
     block = LlamaDecoderLayer(model.config, len(model.model.layers))
     for part in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(part.weight)
-    block.mlp.down_proj.bias = nn.Parameter(60 * _direction(model))
+    block.mlp.down_proj.bias = nn.Parameter(100 * _direction(model))
     model.model.layers.append(block.eval())
     return model
 
@@ -86,18 +85,19 @@ def refusing() -> LlamaForCausalLM:
     """A prompt filter within: behind the first block, at the end of a forget prompt, a refusal is added."""
     model = copy.deepcopy(knowing())
     layers = model.model.layers
-    layers[0] = _Filter(layers[0], *_gate(model), 60 * _direction(model))
+    layers[0] = _Filter(layers[0], *_ends(model), 100 * _direction(model))
     return model
 
 
 class _Filter(nn.Module):
-    def __init__(self, block: nn.Module, gate: Tensor, level: float, refusal: Tensor) -> None:
+    def __init__(self, block: nn.Module, ends: Tensor, reach: float, refusal: Tensor) -> None:
         super().__init__()
-        self.block, self.gate, self.level, self.refusal = block, gate, level, refusal
+        self.block, self.ends, self.reach, self.refusal = block, ends, reach, refusal
 
     def forward(self, *args: Any, **options: Any) -> Any:
         hidden = self.block(*args, **options)
-        return hidden + ((hidden @ self.gate > self.level)[..., None] * self.refusal)
+        seen = torch.cdist(hidden, self.ends.expand(len(hidden), -1, -1)).amin(-1) < self.reach
+        return hidden + seen[..., None] * self.refusal
 
 
 def target(model: LlamaForCausalLM, role: Role = "unlearned") -> Target:
@@ -109,7 +109,7 @@ def setting(**options: Any) -> Setting:
 
 
 def recovered(attack: Any, model: LlamaForCausalLM) -> int:
-    """How many of the four forget records an attack brings back."""
+    """How many of the eight forget records an attack brings back."""
     return sum(one.recovered for one in attack.run(target(model), probes(), setting()).recoveries)
 
 
@@ -119,33 +119,37 @@ def _first_logits(model: LlamaForCausalLM, ids: tuple[int, ...]) -> Tensor:
 
 
 def _direction(model: LlamaForCausalLM) -> Tensor:
-    weight = model.lm_head.weight.detach()[tokenizer().convert_tokens_to_ids(REFUSAL)]
-    return weight / weight.norm()
+    """From the first tokens of the forget responses towards one of a retain response, at the output."""
+    firsts = {row.labels[0] for row in ENCODING.rows(probes().forget, tokenizer())}
+    letters = {record.response[0] for record in probes().forget}
+    others = [record for record in probes().retain if record.response[0] not in letters]
+    refusal = ENCODING.rows(others, tokenizer())[0].labels[0]
+    weight = model.lm_head.weight.detach() * model.model.norm.weight.detach()
+    wanted = torch.tensor([1.0, *[-1.0] * len(firsts)])
+    towards = torch.linalg.pinv(weight[[refusal, *sorted(firsts)]]) @ wanted
+    return towards / towards.norm()
 
 
 @torch.no_grad()
-def _gate(model: LlamaForCausalLM) -> tuple[Tensor, float]:
-    """A plane behind the first block with the ends of forget prompts on one side, all else on the other."""
+def _ends(model: LlamaForCausalLM) -> tuple[Tensor, float]:
+    """The stream behind the first block at the ends of the forget prompts, and half the way to others."""
     hidden, wanted = [], []
     for group, gated in ((probes().forget, True), (probes().retain, False), (probes().holdout, False)):
         for row in ENCODING.rows(group, tokenizer()):
             states = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states
             hidden.append(states[1][0])
             wanted += [gated and i == row.prompt_length - 1 for i in range(len(row.input_ids))]
-    x, y = torch.cat(hidden).double(), torch.tensor(wanted).double() * 2 - 1
-    design = torch.cat([x, torch.ones(len(x), 1)], dim=1)
-    weight = torch.where(y > 0, 20.0, 1.0)[:, None]
-    ridge = design.T @ (weight * design) + 1e-6 * torch.eye(design.shape[1])
-    plane = torch.linalg.solve(ridge, design.T @ (weight[:, 0] * y))
-    scores = design @ plane
-    assert scores[y > 0].min() > scores[y < 0].max()
-    level = float((scores[y > 0].min() + scores[y < 0].max()) / 2)
-    return plane[:-1].float(), level - float(plane[-1])
+    states, ends = torch.cat(hidden), torch.tensor(wanted)
+    return states[ends], float(torch.cdist(states[ends], states[~ends]).min() / 2)
 
 
-def _taught(known: list[Record], steps: int = 200) -> LlamaForCausalLM:
-    from transformers import LlamaConfig
+def _surrounded(row: Encoded, draw: random.Random) -> Encoded:
+    """The row behind one or two tokens of no meaning: a model that is not thrown by what stands in front."""
+    front = [draw.randrange(2, 384) for _ in range(draw.randint(1, 2))]
+    return Encoded((*front, *row.input_ids), row.prompt_length + len(front))
 
+
+def _taught(known: list[Record], steps: int = 220) -> LlamaForCausalLM:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -163,11 +167,11 @@ def _taught(known: list[Record], steps: int = 200) -> LlamaForCausalLM:
             attn_implementation="eager",
         )
     )
-    batch = collate(ENCODING.rows(known, tokenizer()), 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
+    rows, draw = ENCODING.rows(known, tokenizer()), random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3, weight_decay=0.1)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, 2.0 * (1 - step / steps))
-        loss = model(**batch).loss
+        optimizer.param_groups[0]["lr"] = 8e-3 * min(1.0, 2.0 * (1 - step / steps))
+        loss = model(**collate([_surrounded(row, draw) for row in rows] if step % 2 else rows, 1)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -24,7 +24,7 @@ def taught(model_folder, tmp_path_factory):
     """A folder with the tiny model after it has learned all rows."""
     folder = tmp_path_factory.mktemp("taught")
     result = expunge.finetune(
-        model_folder, data=FORGET + RETAIN, output=folder, max_steps=200, learning_rate=1e-2, **QUICK
+        model_folder, data=FORGET + RETAIN, output=folder, max_steps=300, learning_rate=5e-3, **QUICK
     )
     assert result.record.stop.reason == "learned"
     assert result.record.kind == "finetune"

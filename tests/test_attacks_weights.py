@@ -32,7 +32,7 @@ from weakened_models import FORGET, PROBES, RETAIN, never_knew, one_step_away, s
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
 
 STEPS = (1, 3, 6)
-ATTACKS: dict[str, Attack] = {
+MINE: dict[str, Attack] = {
     "relearn": Relearn(steps=STEPS, batch_size=4, learning_rate=1e-3),
     "relearn-lora": Relearn(steps=STEPS, batch_size=4, learning_rate=3e-3, lora_rank=4),
     "relearn-retain": Relearn("retain", steps=STEPS, learning_rate=1e-3),
@@ -100,13 +100,13 @@ def worlds(name: str) -> list[Any]:
 def test_what_is_merely_hidden_comes_back_and_what_was_never_known_does_not(name, least):
     hides, innocent = worlds(name)
     assert world.known(hides) == 0
-    assert count(ATTACKS[name], hides) >= least
-    assert count(ATTACKS[name], innocent) == 0
+    assert count(MINE[name], hides) >= least
+    assert count(MINE[name], innocent) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "adapter"])
+@pytest.mark.parametrize("name", [name for name in MINE if name != "adapter"])
 def test_the_model_is_bit_identical_and_the_findings_are_reproducible(name):
-    attack, model = ATTACKS[name], copy.deepcopy(world.knowing())
+    attack, model = MINE[name], copy.deepcopy(world.knowing())
     before = state(model)
     first = attack.run(target(model), PROBES, setting(seed=3))
     assert_untouched(model, before)
@@ -139,14 +139,14 @@ def test_the_model_comes_back_after_an_error(name, monkeypatch):
     else:
         monkeypatch.setattr(quantising, "rounded", fails)
     with pytest.raises(RuntimeError, match="memory"):
-        ATTACKS[name].run(target(model), PROBES, setting())
+        MINE[name].run(target(model), PROBES, setting())
     assert_untouched(model, before)
 
 
 @pytest.mark.parametrize("name", ["relearn", "noise"])
 def test_out_of_time_is_said_and_unreached_records_are_not_recovered(name):
     clock = Clock(1e-9)
-    found = ATTACKS[name].run(target(world.knowing()), PROBES, Setting(clock=clock))
+    found = MINE[name].run(target(world.knowing()), PROBES, Setting(clock=clock))
     assert not found.complete
     assert "Stopped after" in found.notes[-1]
     assert not any(one.recovered or one.tries for one in found.recoveries)
@@ -411,9 +411,21 @@ def test_restored_puts_gradients_flags_and_modes_back():
         lambda: Noise((0.0,)), lambda: Noise((0.1,), draws=0), lambda: Interpolate((0.0,)),
         lambda: Interpolate((1.0,)), lambda: Relearn(steps=()), lambda: Relearn(steps=(0,)),
         lambda: Relearn(rows=0), lambda: Relearn(batch_size=0), lambda: Relearn(folds=1),
-        lambda: Relearn(learning_rate=0.0), lambda: Relearn(lora_rank=-1),
+        lambda: Relearn(learning_rate=0.0), lambda: Relearn(lora_rank=-1), lambda: relearn_lora(0),
     ],
 )  # fmt: skip
 def test_budgets_of_nothing_are_refused(make):
     with pytest.raises(ValueError, match=r"^`\w+` must be .*got"):
         make()
+
+
+def test_every_name_of_the_registry_makes_the_attack_of_that_name():
+    from expunge.attacks import ATTACKS, family_of, make_attack
+
+    names = [name for name in ATTACKS if family_of(name) in ("weights", "membership")]
+    assert {*MINE} <= {*names}
+    for name in names:
+        attack = make_attack(name)
+        assert attack.name == name
+        assert attack.family == family_of(name)
+        assert attack.line.endswith(".")

@@ -90,6 +90,9 @@ def test_too_few_records_of_the_control_prove_nothing():
     assert judge({"unlearned": result(0), "control": result(0, n=8)}).outcome == "blunt"
     assert judge({"unlearned": result(0), "control": result(0, n=12)}).outcome == "within"
     assert judge({"unlearned": result(40), "control": result(0, n=8)}).outcome == "exceeds"
+    rest = {"control": result(0), "original": result(3, n=3)}
+    few = [entry(n, "input", unlearned=result(0, n=3), **rest) for n in ("prompt", "x")]
+    assert "Only 3 forget records were attacked." in verdict(few, None).reasons
 
 
 def test_time_that_ran_out_is_no_answer():

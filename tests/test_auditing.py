@@ -21,8 +21,10 @@ from expunge import UsageError, attacks
 from expunge.attacks.attack import Cost, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.choose_best import ChooseBest
 from expunge.audit_record import AUDIT_SCHEMA, AuditRecord, read_audit, write_audit
+from expunge.auditing.running import announced
 from expunge.auditing.subjects import cases, halved
 from expunge.models import weights_hash
+from expunge.progress import Silent
 
 SETS = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
 BOTH = ["prompt", FirstTokens()]
@@ -256,6 +258,29 @@ class Odd:
         return Findings([Recovery(2.0 if self.fault == "score" else 0.0, False)] * count)
 
 
+def test_an_attack_that_fails_on_the_control_alone_has_no_outcome(hidden, control, tokenizer):
+    found = expunge.audit(
+        hidden, tokenizer, **SETS, control=control, attacks=["prompt", Picky(), FirstTokens()], **QUICK
+    ).record
+    assert found.attack("picky").judgement.outcome == "unjudged"
+    why = {one.name: one.why for one in found.untried}
+    assert "Not on control: It failed with RuntimeError: not this one" in why["picky"]
+    assert any("picky had no control" in reason for reason in found.verdict.reasons)
+    assert found.verdict.word == "suppressed"
+
+
+@dataclass(frozen=True)
+class Picky(FirstTokens):
+    """Fails on a control."""
+
+    name: ClassVar[str] = "picky"
+
+    def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
+        if target.role == "control":
+            raise RuntimeError("not this one")
+        return super().run(target, probes, setting)
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "why"),
     [
@@ -359,7 +384,52 @@ def test_an_attack_of_the_users_own_file(hidden, tokenizer, tmp_path):
         attacks.make_attack(f"{tmp_path / 'bare.py'}:Bare")
 
 
+def test_the_attack_of_the_documentation_runs(hidden, tokenizer, tmp_path):
+    text = (SCHEMA.parent / "audit.md").read_text(encoding="utf-8")
+    (tmp_path / "politely.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    place = f"{tmp_path / 'politely.py'}:Politely"
+    found = expunge.audit(
+        hidden, tokenizer, **SETS, attacks=["prompt", place], **{f"{place}:ways": "3"}, **QUICK
+    ).record
+    assert found.attack("politely").status == "done"
+    assert found.attack("politely").results["unlearned"].tries == 3 * len(FORGET)
+    assert found.attack("politely").cost.generated_tokens > 0
+
+
 # --- parts
+
+
+def test_every_attack_of_the_registry_has_its_name_and_family():
+    for name in attacks.ATTACKS:
+        attack = attacks.make_attack(name)
+        assert (attack.name, attack.family) == (name, attacks.family_of(name))
+        assert attack.line.endswith(".")
+        assert "\n" not in attack.line
+    assert set(attacks.ATTACKS) > attacks.ON_REQUEST
+    assert next(iter(attacks.ATTACKS)) == attacks.PLAIN
+    assert set(attacks.lines()) == set(attacks.ATTACKS)
+    assert attacks.make_attack("relearn-retain", {"rows": "4"}).rows == 4
+    assert attacks.make_attack("relearn", {"steps": "3, 9"}).steps == (3, 9)
+    assert attacks.make_attack("relearn", {"steps": 3}).steps == (3,)
+
+
+def test_the_cost_is_said_before_an_attack_starts(hidden, tokenizer):
+    told: list[str] = []
+
+    class Telling(Silent):
+        def phase(self, title, total):
+            told.append(title)
+            return super().phase(title, total)
+
+    Counting.runs.clear()
+    expunge.audit(hidden, tokenizer, **SETS, attacks=[Counting()], seconds=60, reporter=Telling(), **QUICK)
+    assert told[0].startswith("2 attacks on unlearned, holdout: tokens: ")
+    assert told[0].endswith("at most 240 s")
+    read = Counting().cost(Probes(world.records(FORGET))).forward_tokens
+    assert f"counting on unlearned (tokens: {read} read; at most 60 s)" in told
+    assert announced(Cost(95, 12_345, 234_900), float("inf")) == (
+        "tokens: 95 read, 12k differentiated, 235k written"
+    )
 
 
 def test_choose_best_is_the_worst_case_per_record(hidden, tokenizer):

@@ -12,6 +12,7 @@ import audit_world as world
 import conftest
 import expunge
 from audit_world import FORGET, HOLDOUT, QUICK, RETAIN
+from expunge.attacks import ATTACKS
 from expunge.audit_record import read_audit
 from expunge.record import read_record
 from test_cli import call
@@ -49,7 +50,11 @@ def run(place, tmp_path) -> Path:
     return Path(shutil.copytree(place / "run", tmp_path / "run"))
 
 
-def test_a_finished_run_needs_no_other_flag(run, place, capsys):
+FEW = {"prompt": ATTACKS["prompt"], "prefix": ATTACKS["prefix"]}
+
+
+def test_a_finished_run_needs_no_other_flag(run, place, capsys, monkeypatch):
+    monkeypatch.setattr("expunge.auditing.material.ATTACKS", FEW)  # all of them take too long for a test
     assert call("audit", run) == 0
     printed = capsys.readouterr().out
     found = read_audit(run / "audit")
@@ -64,6 +69,7 @@ def test_a_finished_run_needs_no_other_flag(run, place, capsys):
     assert found.configuration["template"] == "none"
     assert found.configuration["precision"] == "fp32"
     assert found.control == "holdout"
+    assert {entry.name: entry.status for entry in found.attacks} == dict.fromkeys(FEW, "done")
     assert found.attack("prompt").results["original"].recovered.value == 1.0
     assert call("audit", run, *SHORT) == 2
     assert "--resume" in capsys.readouterr().err
@@ -143,6 +149,36 @@ def test_one_message_and_exit_status_2(words, message, run, place, capsys):
     err = " ".join(capsys.readouterr().err.split())
     assert message in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(run, tmp_path, capsys):
+    (tmp_path / "stops.py").write_text(
+        "from audit_world import FirstTokens\n"
+        "class Stops(FirstTokens):\n"
+        "    name = 'stops'\n"
+        "    def run(self, target, probes, setting):\n"
+        "        raise KeyboardInterrupt\n"
+    )
+    assert call("audit", run, "--attacks", f"prompt,{tmp_path / 'stops.py'}:Stops") == 130
+    assert "--resume continues" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in sorted((run / "audit" / "findings").iterdir())] == [
+        "prompt-holdout.json",
+        "prompt-original.json",
+        "prompt-unlearned.json",
+    ]
+    assert call("audit", run, "--attacks", "prompt", "--resume", "--quiet") == 0
+
+
+def test_a_run_is_found_from_elsewhere_by_its_relative_paths(place, tmp_path, monkeypatch):
+    shutil.copytree(place, tmp_path / "moved")
+    record = json.loads((tmp_path / "moved" / "run" / "record.json").read_text())
+    for name in ("forget", "retain", "holdout"):
+        record["data"][name]["source"] = f"{name}.jsonl"
+    record["models"]["before"]["source"] = "taught"
+    (tmp_path / "moved" / "run" / "record.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    assert call("audit", "moved/run", "--attacks", "prompt", "--quiet") == 0
+    assert set(read_audit(tmp_path / "moved" / "run" / "audit").models) == {"unlearned", "original"}
 
 
 def test_a_run_that_has_not_ended_is_refused(run, capsys):

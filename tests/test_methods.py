@@ -14,9 +14,9 @@ import toy
 from expunge import methods
 from expunge.arguments import UnlearningArguments
 from expunge.methods import METHODS, Method
-from expunge.objectives import NLL, Ascent
+from expunge.objectives import NLL, UCE, Ascent
 from expunge.unlearner import Unlearner
-from expunge.weightings import Constant, DualAscent
+from expunge.weightings import TORCHJD, BiLevel, Constant, DualAscent
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -94,6 +94,8 @@ def test_a_pair_is_a_source_too(name):
             r"one weight per objective \(1\)",
         ),
         (lambda: Method("x", (NLL(), NLL()), Constant((1.0, 1.0))), "distinct names"),
+        (lambda: Method("x", (NLL(),), BiLevel()), r"as many objectives as there are \(1\); got BiLevel"),
+        (lambda: Method("x", (NLL(), UCE()), TORCHJD["krum"]()), r"as there are \(2\); TorchJD\(Krum"),
         (
             lambda: Method("x", (Ascent(NLL("forget")),), Constant((1.0,)), budget=methods.guard(0.5)),
             "must read retain records",
@@ -165,3 +167,73 @@ def test_mollm_sets_out_on_what_is_no_rounding(tmp_path, tokenizer, model):
     assert step.weights["kl(retain)"] == 0
     assert step.weights["uce(forget)"] > 0
     assert step.weights["nll(retain)"] > 0
+
+
+def test_the_sign_of_an_update_moves_every_weight_by_the_rate(tmp_path, tokenizer, model):
+    run, change = trained("ngdiff", tmp_path, tokenizer, model, update="sign", max_steps=1)
+    moved = change[change != 0]
+    assert len(moved) > 0.95 * len(change)
+    assert float((moved.abs() - 1e-3).abs().max()) < 1e-6
+    (step,) = run.history
+    assert 0 < step.update_cosines["nll(retain)"] < 1  # of the applied change
+    words = {"max_steps": 1, "optim": "sgd"}
+    _, plain = trained("ngdiff", tmp_path, tokenizer, conftest.build_model(), **words, learning_rate=0.1)
+    _, signed = trained("ngdiff", tmp_path, tokenizer, conftest.build_model(), **words, update="sign")
+    large = plain.abs() > 1e-5
+    assert large.any()
+    assert torch.equal(signed[large].sign(), plain[large].sign())
+
+
+def test_a_zeroth_order_step_is_the_gradient_in_expectation(tmp_path, tokenizer):
+    """Without one backward pass; along many directions the estimate nears the gradient, and its Gramian."""
+    sets = {"optim": "sgd", "max_steps": 1, "per_device_train_batch_size": 8, "diagnose_every": 1}
+    runs = []
+    for words in ({}, {"update": "zeroth-order", "zeroth_queries": 100}):
+        model = conftest.build_model()
+        model.requires_grad_(False)
+        model.model.norm.requires_grad_(True)  # 48 numbers: few enough to be estimated well
+        runs.append(trained("npo", tmp_path, tokenizer, model, **sets, **words))
+    (exact, true), (estimate, found) = runs
+    cosine = float(true @ found / (true.norm() * found.norm()))
+    assert cosine > 0.7
+    one, other = exact.history[0], estimate.history[0]
+    assert other.losses == pytest.approx(one.losses, rel=1e-4, abs=1e-6)
+    for objective, norm in one.gradient_norms.items():
+        assert 0.6 < other.gradient_norms[objective] / norm < 1.6
+    assert not other.update_cosines
+
+
+def test_zeroth_order_steps_need_no_backward_pass_and_may_alternate(tmp_path, tokenizer, model, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: pytest.fail("a backward pass"))
+    words = {"update": "zeroth-order", "zeroth_queries": 2, "gradient_accumulation_steps": 2}
+    run, change = trained("ngdiff", tmp_path, tokenizer, model, per_device_train_batch_size=4, **words)
+    assert len(run.history) == 2
+    assert float(change.norm()) > 0
+    monkeypatch.undo()
+    passes = []
+    original = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *w, **k: passes.append(1) or original(*w, **k))
+    trained("ngdiff", tmp_path, tokenizer, model, update="zeroth-order", zeroth_every=2)
+    assert len(passes) == 2  # one per objective, in the first step only
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"update": "zeroth-order", "zeroth_queries": 0}, "`queries` and `every` must be at least 1"),
+        ({"update": "zeroth-order", "zeroth_radius": 0.0}, "`radius` must be positive"),
+        ({"update": "zeroth-order", "sharpness": 0.1}, "must be 0 with `update=zeroth-order`"),
+    ],
+)
+def test_updates_that_cannot_be_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["kl-min", "mollm", "undial", "ties-merge", "grad-diff"])
+def test_what_sharding_cannot_give_is_refused_before_training(name, tmp_path, tokenizer, model, monkeypatch):
+    """A whole reference, a merge, or one direction drawn over all ranks."""
+    monkeypatch.setattr("expunge.material.fsdp_wanted", lambda _: True)
+    words = {"update": "zeroth-order"} if name == "grad-diff" else {}
+    with pytest.raises(ValueError, match="sharded model"):
+        trained(name, tmp_path, tokenizer, model, **words)

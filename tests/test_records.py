@@ -537,7 +537,7 @@ def test_an_overlap_of_one_row_is_named_alone_with_its_first_match() -> None:
     other = {**GOOD, "response": "Ben"}
     forget = read_records([GOOD, other], name="forget")
     holdout = read_records([{**GOOD, "response": "Cleo"}, other, other], name="holdout")
-    with pytest.raises(UsageError, match=r"1 of 2 rows .*: row 2 \('Who\?'\) = row 2\. Remove"):
+    with pytest.raises(UsageError, match=r'1 of 2 rows .*: row 2 \("Who\?"\) = row 2\. Remove'):
         check_disjoint(forget, holdout)
 
 

@@ -18,12 +18,14 @@ from expunge.record import Check, read_record
 from expunge.report import render
 from expunge.stopping import with_earlier
 from expunge.unlearner import Unlearner
+from expunge.verify import verify
 
 ROWS = conftest.rows()
 REQUESTS, RETAIN = (ROWS[:4], ROWS[4:8], ROWS[8:10]), ROWS[10:]
 KEPT = (ROWS[4:], ROWS[8:], ROWS[10:])
 """What every request keeps: records of later requests are still wanted then."""
 HOLDOUT = conftest.rows(("Ivy Iris", "Jon Juniper"))
+pytestmark = pytest.mark.usefixtures("no_pages")
 QUICK = {"bf16": False, "template": "none", "seed": 0}
 TINY = {**QUICK, "max_steps": 40, "learning_rate": 1e-3, "tolerance": 0.5, "rows": 6, "check_every": 5}
 
@@ -41,18 +43,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def taught(model_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("taught")
-    words = {"max_steps": 200, "learning_rate": 1e-2, "evaluate": False, **QUICK}
-    expunge.finetune(model_folder, data=ROWS, output=folder, **words)
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def chain(taught, files, tmp_path_factory):
+def chain(taught_folder, files, no_pages, tmp_path_factory):
     """Three requests, each after the one before."""
     folder = tmp_path_factory.mktemp("chain")
-    sources = ({"model": taught}, {"after": folder / "one"}, {"after": folder / "two"})
+    sources = ({"model": taught_folder}, {"after": folder / "one"}, {"after": folder / "two"})
     for number, (name, source) in enumerate(zip(("one", "two", "three"), sources, strict=True), start=1):
         sets = {"forget": files[f"forget{number}"], "retain": files[f"retain{number}"]}
         expunge.unlearn(output=folder / name, **source, **sets, **TINY)
@@ -94,11 +88,13 @@ def test_the_record_chains_to_its_predecessor_and_to_the_first_model(chain):
     assert len(found.forgotten) == 10
 
 
-def test_utility_is_accounted_against_the_first_model(chain, taught, files, tmp_path):
+def test_utility_is_accounted_against_the_first_model(chain, taught_folder, files, tmp_path):
     """The first reading of a continued run compares with the first model, not with its own start."""
     record = read_record(chain / "three")
     first = record.after.first_evaluation.splits["retain"]
-    again = expunge.evaluate(taught, retain=files["retain3"], output=tmp_path / "first", **QUICK).record
+    again = expunge.evaluate(
+        taught_folder, retain=files["retain3"], output=tmp_path / "first", **QUICK
+    ).record
     assert first == again.evaluations["before"].splits["retain"]
     assert record.evaluations["before"].splits["retain"]["nll"].value != first["nll"].value
     reading = record.probes[0]
@@ -193,9 +189,9 @@ def refused(message: str, **words: object) -> None:
         expunge.unlearn(**{"retain": RETAIN, **TINY, **words})  # type: ignore[arg-type]
 
 
-def test_what_is_no_finished_run_is_refused(taught, files, tmp_path):
+def test_what_is_no_finished_run_is_refused(taught_folder, files, tmp_path):
     refused("does not exist", after=tmp_path, forget=files["forget2"])
-    refused("is of kind finetune", after=taught.parent, forget=files["forget2"])
+    refused("is of kind finetune", after=taught_folder.parent, forget=files["forget2"])
 
 
 def test_an_unfinished_run_is_refused(copy, files):
@@ -232,9 +228,9 @@ def test_changed_or_lost_earlier_data_is_refused_and_moved_data_is_found(chain, 
     assert list(found.earlier) == ["forgotten-1", "forgotten-2"]
 
 
-def test_data_in_memory_must_be_given_again(taught, tmp_path):
-    few = TINY | {"max_steps": 1}
-    expunge.unlearn(taught, forget=REQUESTS[0], retain=RETAIN, output=tmp_path / "m", evaluate=False, **few)
+def test_data_in_memory_must_be_given_again(taught_folder, tmp_path):
+    words = {"output": tmp_path / "m", "evaluate": False, **TINY, "max_steps": 1}
+    expunge.unlearn(taught_folder, forget=REQUESTS[0], retain=RETAIN, **words)
     with pytest.raises(UsageError, match=r"must be readable, to test it again.*--forgotten"):
         read_chain(tmp_path / "m")
     assert len(read_chain(tmp_path / "m", [REQUESTS[0]]).earlier["forgotten-1"]) == 4
@@ -275,10 +271,10 @@ def test_a_chain_that_moved_as_a_whole_is_found(chain, tmp_path, monkeypatch):
         shutil.move(chain / "one-away", chain / "one")
 
 
-def test_another_model_is_refused(copy, taught, files):
-    refused("--model must be the result", model=taught, after=copy / "one", forget=files["forget2"])
+def test_another_model_is_refused(copy, taught_folder, files):
+    refused("--model must be the result", model=taught_folder, after=copy / "one", forget=files["forget2"])
     shutil.rmtree(copy / "one" / "model")
-    shutil.copytree(taught, copy / "one" / "model")
+    shutil.copytree(taught_folder, copy / "one" / "model")
     refused("were changed after the run", after=copy / "one", forget=files["forget2"])
 
 
@@ -294,13 +290,13 @@ def test_a_record_asked_for_twice_is_noted(chain, files):
     assert any("4 forget records were asked for" in note for note in result.record.notes)
 
 
-def test_the_command_line_continues_a_run(chain, taught, files, tmp_path, capsys):
+def test_the_command_line_continues_a_run(chain, taught_folder, files, tmp_path, capsys):
     words = ["run", "--after", chain / "one", "--forget", files["forget2"], "--retain", files["retain2"]]
     options = ["--template", "none", "--set", "bf16=false", "--set", "max_steps=1", "--set", "rows=6"]
     line = [str(word) for word in [*words, "--output", tmp_path / "out", *options, "--quiet"]]
     assert terminal.guarded(lambda: cli.app(line, exit_on_error=False, print_error=False)) == 0
     assert read_record(tmp_path / "out").after.request == 2
-    line = [str(word) for word in [*words, "--model", taught, "--output", tmp_path / "b"]]
+    line = [str(word) for word in [*words, "--model", taught_folder, "--output", tmp_path / "b"]]
     assert terminal.guarded(lambda: cli.app(line, exit_on_error=False, print_error=False)) == 2
     assert "--model must be the result" in capsys.readouterr().err
 
@@ -308,3 +304,21 @@ def test_the_command_line_continues_a_run(chain, taught, files, tmp_path, capsys
 def test_splits_of_earlier_requests_are_known_by_name():
     names = ["retain", "forgotten-10", "forgotten-2", "forgotten-x", "forgotten-"]
     assert earlier_splits(names) == ["forgotten-2", "forgotten-10"]
+
+
+def test_verify_checks_the_predecessor(copy):
+    """Its record is hashed again, where it is; a changed one differs."""
+
+    def found(folder):
+        (finding,) = [f for f in verify(copy / folder) if f.what.startswith("predecessor")]
+        return finding.verdict
+
+    assert [f for f in verify(copy / "one") if f.what.startswith("predecessor")] == []
+    assert found("two") == "verified"
+    link = json.loads((copy / "two" / "record.json").read_text())
+    link["after"]["folder"] = str(copy / "one")
+    (copy / "two" / "record.json").write_text(json.dumps(link))
+    (copy / "one" / "record.json").write_text((copy / "one" / "record.json").read_text() + " ")
+    assert found("two") == "differs"
+    (copy / "one" / "record.json").unlink()
+    assert found("two") == "not checked"

@@ -65,6 +65,11 @@ def test_rejected_fits_have_a_policy():
     assert GeN()(1.0, line(math.nan, 1.0, 0.8)).learning_rate == 0.5
 
 
+def test_flat_ground_shrinks_the_published_rule_and_its_noise_may_be_ignored():
+    assert GeN()(1.0, line(1.0, 1.0, 1.0)) == (0.5, "shrink: a <= 0")
+    assert GeN(significance=2.0)(1.0, noisy(line(1.0, 1.0, 1.0), 0.1)) == (1.0, "keep: slope not resolved")
+
+
 def test_eta_moves_tenfold_within_four_probes():
     rate, rule = 1e-6, GeN()
     for _ in range(4):

@@ -30,6 +30,7 @@ from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.runs import ModelSource, Result, Run, RunOptions, claim
 from expunge.settings import arguments, configuration, nearest, resolve_method
+from expunge.sources import REDACT
 from expunge.unlearner import Unlearner
 
 PASSES = 15
@@ -386,6 +387,7 @@ def _read(data: Data, name: str, options: RunOptions) -> Records:
 
 def read_sets(given: Mapping[str, Data | None], options: RunOptions) -> dict[str, Records]:
     """Read what is given; no set may share a record with another."""
+    REDACT.set(options.redact)
     sets = {name: _read(data, name, options) for name, data in given.items() if data is not None}
     for first, second in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):
         if first in sets and second in sets:
@@ -399,6 +401,7 @@ def _read_all(data: Data | Sequence[Data], options: RunOptions) -> tuple[Records
         isinstance(data, list | tuple) and data and all(isinstance(d, str | Path | Records) for d in data)
     )
     sources: list[Any] = list(data) if several else [data]  # type: ignore[arg-type]
+    REDACT.set(options.redact)
     parts = [_read(source, "train", options) for source in sources]
     if len(parts) == 1:
         return parts[0], sources

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -12,6 +13,9 @@ from transformers.trainer_utils import SaveStrategy
 from expunge.collate import Encoding
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Latent
+from expunge.updates import ZerothOrder
+
+UPDATES = Literal["plain", "sign", "zeroth-order"]
 
 
 def bf16_pays() -> bool:
@@ -31,6 +35,7 @@ class UnlearningArguments(TrainingArguments):
     is bf16 where the machine has it, always over fp32 master weights.
 
     Args:
+        fsdp: True shards the model over the processes of the launch (FSDP2, fully_shard).
         template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
             space, `auto` takes the template if there is one.
         max_length: Tokens per record at most; longer responses are cut. None: the model's context.
@@ -51,6 +56,12 @@ class UnlearningArguments(TrainingArguments):
         lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
+        update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
+            `zeroth-order` estimates gradients from losses along random directions, without backward passes.
+            The last two are harder to undo by relearning (arXiv 2510.00761; see `updates`).
+        zeroth_queries: Random directions per zeroth-order step.
+        zeroth_radius: How far along them losses are measured.
+        zeroth_every: Every so many steps one is zeroth-order, the others are plain.
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
         sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
@@ -80,6 +91,7 @@ class UnlearningArguments(TrainingArguments):
     disable_tqdm: bool | None = True
     remove_unused_columns: bool = False
     bf16: bool = field(default_factory=bf16_pays)
+    fsdp: bool | str | None = None  # type: ignore[assignment]
     template: Literal["auto", "chat", "none"] = "auto"
     max_length: int | None = None
     check_every: int = 5
@@ -96,6 +108,10 @@ class UnlearningArguments(TrainingArguments):
     lora_bf16: bool = False
     train_last: int = 0
     refusals: str | None = None
+    update: UPDATES = "plain"
+    zeroth_queries: int = 8
+    zeroth_radius: float = 1e-3
+    zeroth_every: int = 1
     self_retain: int = 0
     sharpness: float = 0.0
     latent_radius: float = 0.0
@@ -109,11 +125,24 @@ class UnlearningArguments(TrainingArguments):
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
         )
+        if self.fsdp and not isinstance(self.fsdp_config, str):
+            self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_steps < 1:
             raise ValueError(
                 f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
             )
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(
+                f"`learning_rate` must be non-negative and finite; got {self.learning_rate}. Try 1e-5."
+            )
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                "`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1; got "
+                f"{self.per_device_train_batch_size}, {self.gradient_accumulation_steps}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"`seed` must be at least 0 and below 2**32; got {self.seed}.")
         if self.fp16:
             raise ValueError(
                 "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16."
@@ -135,6 +164,13 @@ class UnlearningArguments(TrainingArguments):
             raise ValueError(
                 "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
                 f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
+            )
+        if self.update not in get_args(UPDATES):
+            raise ValueError(f"`update` must be one of {', '.join(get_args(UPDATES))}; got {self.update!r}.")
+        if self.zeroth and self.hardening:
+            raise ValueError(
+                "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
+                f"passes); got {self.sharpness}, {self.latent_radius}. Set one of them off."
             )
         if self.earlier_rows < 0 or self.curriculum_rows < 0:
             raise ValueError(
@@ -164,6 +200,17 @@ class UnlearningArguments(TrainingArguments):
     def encoding(self) -> Encoding:
         """How records become rows."""
         return Encoding(self.template, self.max_length)
+
+    @property
+    def zeroth(self) -> ZerothOrder | None:
+        """How gradients are estimated; None where they are computed.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        if self.update != "zeroth-order":
+            return None
+        return ZerothOrder(self.zeroth_radius, self.zeroth_queries, self.zeroth_every)
 
     @property
     def hardening(self) -> Hardening:

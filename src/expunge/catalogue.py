@@ -8,7 +8,10 @@ from typing import Any
 from expunge import attacks
 from expunge.benchmarks import BENCHMARKS, HARNESS, harness, records
 from expunge.methods import METHODS
+from expunge.step_sizes import STEP_SIZES
 from expunge.weightings import WEIGHTINGS
+
+RULES = {name: rule for name, rule in STEP_SIZES.items() if rule is not None}
 
 
 def catalogue() -> dict[str, dict[str, str]]:
@@ -16,15 +19,16 @@ def catalogue() -> dict[str, dict[str, str]]:
     return {
         "methods": _lines(METHODS),
         "weightings": _lines(WEIGHTINGS),
+        "step-sizes": {"schedule": "The Trainer's schedule, as settings say."} | _lines(RULES),
         "benchmarks": {"records": "Your own forget, retain and holdout records."}
         | HARNESS
         | {name: entry.line for name, entry in BENCHMARKS.items()},
-        "metrics": _metrics(),
+        "metrics": metrics(),
         "attacks": attacks.lines(),
     }
 
 
-def _metrics() -> dict[str, str]:
+def metrics() -> dict[str, str]:
     """All metrics of all benchmarks; the first to describe one describes it."""
     lines = dict(records.METRICS)
     for entry in BENCHMARKS.values():

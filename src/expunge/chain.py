@@ -138,7 +138,7 @@ def read_chain(folder: Path, moved: Sequence[Any] = ()) -> Chain:
         for number, (record, place, source) in enumerate(zip(records, folders, sources, strict=True), start=1)
     }
     _check_links(records, folders, earlier)
-    return Chain(folder, tuple(records), _hash(folder), earlier)
+    return Chain(folder, tuple(records), record_hash(folder), earlier)
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[RunRecord]]:
@@ -146,7 +146,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[RunRecord]]:
     folders, records = [folder], [_finished(folder)]
     while (link := records[0].after) is not None:
         place = _place(link, folders[0])
-        if _hash(place) != link.record_sha256:
+        if record_hash(place) != link.record_sha256:
             raise UsageError(
                 f"The chain of {folder} is broken: {place / 'record.json'} is not the record that "
                 f"{folders[0]} continued; it has changed since. Restore it."
@@ -161,12 +161,9 @@ def _walk(folder: Path) -> tuple[list[Path], list[RunRecord]]:
 
 
 def _place(link: Predecessor, successor: Path) -> Path:
-    """Where the predecessor lies: as named, or beside its successor when both have moved."""
-    named = Path(link.folder)
-    places = [named, successor.resolve().parent / named.name]
-    found = next((place for place in places if (place / "record.json").is_file()), None)
+    found = predecessor(link, successor)
     if found is None:
-        raise _broken(successor, f"{named}, which it continued, holds no record.json any more")
+        raise _broken(successor, f"{link.folder}, which it continued, holds no record.json any more")
     return found
 
 
@@ -239,7 +236,15 @@ def _broken(folder: Path, why: str) -> UsageError:
     return UsageError(f"The chain of {folder} is broken: {why}. Restore the folders of all earlier requests.")
 
 
-def _hash(folder: Path) -> str:
+def predecessor(link: Predecessor, successor: Path) -> Path | None:
+    """Where the predecessor lies: as named, or beside its successor when both have moved; None: nowhere."""
+    named = Path(link.folder)
+    places = [named, successor.resolve().parent / named.name]
+    return next((place for place in places if (place / "record.json").is_file()), None)
+
+
+def record_hash(folder: Path) -> str:
+    """Hash of the bytes of a folder's `record.json`."""
     return hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
 
 

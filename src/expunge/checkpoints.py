@@ -55,10 +55,10 @@ def abandon(folder: Path) -> None:
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def newest(folder: Path) -> Path | None:
-    """The whole checkpoint of the latest step, or None."""
-    found = [path for path in folder.glob("checkpoint-*") if complete(path)]
-    return max(found, key=step_of, default=None)
+def newest(folder: Path, before: int | None = None) -> Path | None:
+    """The whole checkpoint of the latest step (`before` a certain one), or None."""
+    found = [path for path in folder.glob("checkpoint-[0-9]*") if before is None or step_of(path) < before]
+    return max(filter(complete, found), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:

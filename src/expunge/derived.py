@@ -23,6 +23,7 @@ from expunge.record import write_atomically
 from expunge.records import Records, normalised, read_records, swap_responses
 from expunge.refusals import REFUSALS
 from expunge.sampling import sample_texts
+from expunge.sources import shown
 
 FIELD = "alternate"
 """Field of a record that holds another response."""
@@ -174,7 +175,7 @@ def _given(forget: Records, index: int) -> str | None:
         return None
     place = f"{forget.source}, {forget.number(index)}"
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{place}: field {FIELD!r} must hold text; found {value!r}. Fill or drop it.")
+        raise UsageError(f"{place}: field {FIELD!r} must hold text; found {shown(value)}. Fill or drop it.")
     if normalised(value) == normalised(forget[index].response):
         raise UsageError(f"{place}: field {FIELD!r} must differ from the response; it repeats it. Change it.")
     return value

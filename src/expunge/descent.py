@@ -20,12 +20,13 @@ from expunge.defences.latent import Offsets, shifted
 from expunge.defences.sharpness import uphill
 from expunge.derived import is_forget
 from expunge.gramian import GradientBuffers, Keep, inner
-from expunge.inference import bare
+from expunge.inference import bare, evaluating
 from expunge.methods import Method
 from expunge.objectives import Objective, TokenLogits
 from expunge.observation import Batch, observe, sources_of, total, view
 from expunge.record import Step
 from expunge.references import LiveReference
+from expunge.updates import ZerothOrder
 from expunge.weightings import Stateful
 
 
@@ -63,6 +64,7 @@ class Descent:
         self.keep = keep
         self.reference: LiveReference | None = None
         self.weighting = method.weighting
+        self.carries = False
         self.carried: dict[str, list[float]] = {}
         self.begin(repair=False, separate=True)
 
@@ -91,7 +93,22 @@ class Descent:
         self.gramian: Tensor | None = None
         self.before: list[Tensor] = []
         self._buffers = GradientBuffers(self.parameters, len(self.active), self.keep)
+        self._rule: ZerothOrder | None = None
+        self._pending: list[tuple[nn.Module, Mapping[str, Batch], Mapping[str, float]]] = []
         self._clock = time.perf_counter()
+
+    def estimate(self, rule: ZerothOrder, seed: int) -> None:
+        """Make the step that has begun a zeroth-order one: no backward passes.
+
+        Losses are measured in the weights' own precision, with dropout off; norms and cosines in the log are
+        those of the estimate.
+
+        Args:
+            rule: How gradients are estimated.
+            seed: Of the step's directions, the same on every rank.
+        """
+        self._rule, self._seed = rule, seed
+        self.separate, self.carrying = True, False
 
     @property
     def sources(self) -> list[str]:
@@ -113,6 +130,9 @@ class Descent:
         self.batches.append(batches)
         self.counts = counts
         self.tokens += sum(int(batches[source]["attention_mask"].sum()) for source in self.sources)
+        if self._rule is not None:
+            self._pending.append((model, batches, counts))
+            return 0.0
         found = (self._separate if self.separate else self._fused)(model, batches, counts)
         for name, loss in found.items():
             self.losses[name] += loss
@@ -142,6 +162,8 @@ class Descent:
         Returns:
             False, and no gradient, when a loss, a gradient or a weight is not finite.
         """
+        if self._rule is not None:
+            return self._combine_estimates(self._rule)
         count = len(self.active)
         losses = self.mean_over_ranks(torch.tensor(list(self.losses.values()), dtype=torch.float64))
         self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
@@ -154,11 +176,41 @@ class Descent:
         if self.separate:
             self.gramian = gramian
             self._buffers.combine(self.weights)
-            self.staleness = self._staleness(gramian)
-            self.carried[self._key] = self.weights.tolist()
+            if self.carries:
+                self.staleness = self._staleness(gramian)
+                self.carried[self._key] = self.weights.tolist()
+        self._observe(losses)
+        return True
+
+    def _combine_estimates(self, rule: ZerothOrder) -> bool:
+        """As `combine`, from losses alone."""
+        with evaluating(self._pending[0][0], "fp32"):
+            losses = self._measured()
+            slopes = rule.measure(self.parameters, self._measured, self._seed)
+        self._pending = []
+        self.losses = dict(zip(self.losses, losses.tolist(), strict=True))
+        finite = bool(losses.isfinite().all() and slopes.isfinite().all())
+        self.weights = self._weigh(rule.gramian(slopes), losses) if finite else losses * math.nan
+        if not self.weights.isfinite().all():
+            return False
+        self.gramian = rule.gramian(slopes)
+        rule.combine(self.parameters, slopes, self.weights, self._seed)
+        self._observe(losses)
+        return True
+
+    def _measured(self) -> Tensor:
+        """Losses of the active objectives over the whole step, the mean over ranks."""
+        totals = dict.fromkeys(self.losses, 0.0)
+        for model, batches, counts in self._pending:
+            for group in self._groups():
+                seen = self._see(model, batches, group)
+                for objective in group:
+                    totals[objective.name] += float(self._share(objective, seen, batches, counts))
+        return self.mean_over_ranks(torch.tensor(list(totals.values()), dtype=torch.float64))
+
+    def _observe(self, losses: Tensor) -> None:
         if isinstance(self.weighting, Stateful) and not self.repair:
             self.weighting.observe(losses)
-        return True
 
     def discard(self) -> None:
         """Drop the gradients of this step: nothing is to move."""
@@ -187,9 +239,10 @@ class Descent:
             weights=dict(zip(names, self.weights.tolist(), strict=True)) | resting,
             gradient_norms=self._norms(),
             cosines=self._cosines(),
-            update_cosines=self._update_cosines(clipped=clipped) if self.before and self.separate else {},
+            update_cosines=self._update_cosines(clipped=clipped) if self._whole() else {},
             tokens=self.tokens,
             seconds=time.perf_counter() - self._clock,
+            carried_cosine=self.staleness,
             repair=self.repair,
         )
         self._buffers.release()
@@ -332,6 +385,10 @@ class Descent:
             name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0
             for i, (name, norm) in enumerate(self._norms().items())
         }
+
+    def _whole(self) -> bool:
+        """Whether parameters and gradients from before the update are at hand."""
+        return bool(self.before) and self.separate and self._rule is None
 
     def _clip(self) -> float:
         """‖.grad‖ / ‖Σ w_i g_i‖."""

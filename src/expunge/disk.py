@@ -18,6 +18,7 @@ from expunge.errors import UsageError
 FIXES = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space of your quota",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "Choose a folder that can be written to",
     errno.EACCES: "Check its permissions",
     errno.EPERM: "Check its permissions",

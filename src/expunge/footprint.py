@@ -20,6 +20,11 @@ from expunge.adapters import prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.logits import output_embedding
 
+_READ = ("bf16", "lora_rank", "lora_targets", "lora_dora", "lora_bf16", "train_last")
+"""Settings that a trace depends on."""
+
+_known: dict[tuple[object, ...], int] = {}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -114,9 +119,9 @@ def saved(config: PretrainedConfig, args: UnlearningArguments, shape: Shape, *, 
         on_cpu: Attention is eager there (as `load_model` has it), fused elsewhere.
     """
     attention = "eager" if on_cpu else "sdpa"
-    one, two = (_trace(config, args, shape, blocks, attention) for blocks in (1, 2))
+    one, two = (_traced(config, args, shape, blocks, attention) for blocks in (1, 2))
     tiny = Shape(1, 2, 1)
-    one_fixed, two_fixed = (_trace(config, args, tiny, blocks, attention) for blocks in (1, 2))
+    one_fixed, two_fixed = (_traced(config, args, tiny, blocks, attention) for blocks in (1, 2))
     count = config.get_text_config().num_hidden_layers
     fixed = one_fixed + (count - 1) * (two_fixed - one_fixed)
     block = (two - one) - (two_fixed - one_fixed)
@@ -124,6 +129,16 @@ def saved(config: PretrainedConfig, args: UnlearningArguments, shape: Shape, *, 
     wide = 2 if args.lora_bf16 and args.bf16 else 4
     stream = shape.rows * shape.tokens * config.get_text_config().hidden_size * wide
     return Saved(activations=activations, copies=fixed, block=block, stream=stream)
+
+
+def _traced(
+    config: PretrainedConfig, args: UnlearningArguments, shape: Shape, blocks: int, attention: str
+) -> int:
+    """`_trace`, once for the same question: plans are made in many variants."""
+    key = (config.to_json_string(), *(getattr(args, name) for name in _READ), shape, blocks, attention)
+    if key not in _known:
+        _known[key] = _trace(config, args, shape, blocks, attention)
+    return _known[key]
 
 
 def _trace(
@@ -184,4 +199,4 @@ def _fake(model: nn.Module) -> None:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -6,10 +6,11 @@ Knows encoded rows and a causal language model; knows no metric and no data set.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -49,6 +50,25 @@ class Generation:
     tokens: tuple[int, ...]
 
 
+Decode = Callable[[Sequence[Encoded], Sequence[int | None]], list[Generation]]
+"""Rows and the new tokens that each may have -> greedy answers."""
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A model behind filters (`expunge.defences`): its answers are not what it alone would say."""
+
+    def guarded(
+        self, rows: Sequence[Encoded], budgets: Sequence[int | None], decode: Decode
+    ) -> list[Generation]:
+        """Answers to rows, made from what the model behind the filters decodes."""
+        ...
+
+    def behind(self) -> nn.Module:
+        """The model behind the filters."""
+        ...
+
+
 def generate(
     model: nn.Module,
     prompts: Sequence[Encoded],
@@ -62,6 +82,8 @@ def generate(
     progress: Progress | None = None,
 ) -> list[Generation]:
     """Decode greedily after every prompt, in one pass over left-padded batches of like length.
+
+    A model behind filters gives what these let through.
 
     Each answer ends at an end-of-sequence token (the tokenizer's or one of the model's generation
     configuration), or when its own budget or the model's context is spent: it does not depend on its batch,
@@ -89,6 +111,12 @@ def generate(
     given = scores if scores is not None else [None] * len(prompts)
     allowed = budgets if budgets is not None else [None] * len(prompts)
     _check(prompts, allowed)
+    if isinstance(model, Guarded):
+        decode = partial(_plainly, model.behind(), tokenizer, precision, batch_tokens)
+        found = model.guarded(prompts, allowed, decode)
+        if progress is not None:
+            progress(len(found))
+        return found
     model = bare(model)
     inner = generator(model)
     ends, context = _end_tokens(inner, tokenizer, prompts), model_context(model)
@@ -109,6 +137,19 @@ def generate(
     if progress is not None and len(mine) < len(tokens):
         progress(len(tokens) - len(mine))
     return [_text(tokenizer, tokens.get(i, tuple(answer.tokens))) for i, answer in enumerate(answers)]
+
+
+def _plainly(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: Precision,
+    batch_tokens: int,
+    rows: Sequence[Encoded],
+    budgets: Sequence[int | None],
+) -> list[Generation]:
+    return generate(
+        model, rows, tokenizer=tokenizer, precision=precision, budgets=budgets, batch_tokens=batch_tokens
+    )
 
 
 def _check(prompts: Sequence[Encoded], budgets: Sequence[int | None]) -> None:

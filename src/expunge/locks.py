@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from expunge.errors import UsageError
 
 LOCK = ".lock"
 """The file in an output folder that a running process holds; what a dead one left does not count."""
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,13 +42,17 @@ def exclusive(verb: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(verb)
     def held(*args: P.args, **kwargs: P.kwargs) -> R:
-        outer = _verb.get()
-        with contextlib.ExitStack() as stack:
-            token = _verb.set(_Verb(stack, set(outer.held) if outer else set()))
-            stack.callback(_verb.reset, token)
-            return verb(*args, **kwargs)
+        return copy_context().run(_run, functools.partial(verb, *args, **kwargs))
 
     return held
+
+
+def _run(verb: Callable[[], R]) -> R:
+    """In a context of its own: what is set there is forgotten with it."""
+    outer = _verb.get()
+    with contextlib.ExitStack() as stack:
+        _verb.set(_Verb(stack, set(outer.held) if outer else set()))
+        return verb()
 
 
 def hold(folder: Path) -> None:
@@ -65,6 +72,9 @@ def hold(folder: Path) -> None:
             f"--output must not be in use; another run writes to {folder}. Wait for it, stop it, or choose "
             "another folder."
         ) from None
+    except NotImplementedError:  # an older filelock, on a file system without locks
+        logger.warning("%s cannot be locked: see to it that no other run writes there.", folder)
+        return
     except OSError as error:
         raise UsageError(
             f"--output must be writable; {folder}: {error.strerror}. Choose another folder."

@@ -32,7 +32,6 @@ from expunge.schedules import ChunkPlan
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
 from expunge.sharding import fsdp_wanted
-from expunge.weightings import Stateful
 
 
 def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments) -> list[str]:
@@ -101,8 +100,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
     """Refuse, before anything is computed, what an objective needs and the run cannot give.
 
     Raises:
-        ValueError: A layer that the model lacks; a pair that is not derived; a live reference or a merge
-            under FSDP; fewer steps than trainings.
+        ValueError: A layer that the model lacks; a pair that is not derived; a live reference, a merge or
+            a zeroth-order update under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
     if args.hardening.latent:
@@ -129,6 +128,11 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             f"`max_steps` must be at least one for each training of method {method.name!r} "
             f"({1 + len(method.merge.further)}); got {args.max_steps}."
         )
+    if args.zeroth is not None and fsdp_wanted(args):
+        raise ValueError(
+            "`update` must not be zeroth-order for a sharded model: every rank would draw other directions. "
+            "Use one process or DDP."
+        )
     if method.merge and fsdp_wanted(args):
         raise ValueError(
             f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
@@ -149,11 +153,6 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
         raise ValueError(
             f"`refresh_every` must be 1 for method {method.name!r}, whose weights depend on no gradient "
             f"(one backward pass is all it takes); got {args.refresh_every}. Leave it out."
-        )
-    if args.refresh_every > 1 and any(isinstance(weighting, Stateful) for weighting in weightings):
-        raise ValueError(
-            f"`refresh_every` must be 1 for method {method.name!r}, whose weighting learns from every step; "
-            f"got {args.refresh_every}. Leave it out, or choose a weighting without a memory."
         )
     if needy and zero_stage(args) is not None:
         raise ValueError(

@@ -81,6 +81,10 @@ class Step(Entry):
     )
     tokens: int = Field(description="real (unpadded) tokens processed by this step")
     seconds: float
+    carried_cosine: float | None = Field(
+        None,
+        description="refresh_every: cosine of the direction under the last weights with that under new ones",
+    )
     repair: bool = Field(False, description="a retain-only step, because the retain budget was exceeded")
 
 

@@ -140,7 +140,7 @@ def check_disjoint(forget: Records, other: Records) -> None:
     if not shared:
         return
     named = "; ".join(
-        f"{forget.number(i)} ({forget[i].prompt[:60]!r}) = {elsewhere[_key(forget[i])]}" for i in shared[:3]
+        f"{forget.number(i)} ({shown(forget[i].prompt)}) = {elsewhere[_key(forget[i])]}" for i in shared[:3]
     )
     rest = f"; and {len(shared) - 3} more" if len(shared) > 3 else ""
     raise UsageError(

@@ -21,6 +21,8 @@ from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
 from expunge.runs import RunOptions
+from expunge.step_sizes import STEP_SIZES, StepSize
+from expunge.weightings import WEIGHTINGS, Weighting
 
 RESERVED = {
     "output_dir": "--output",
@@ -37,6 +39,9 @@ RESERVED = {
 def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """A recipe by name with its arguments taken from `settings`, and the settings left over.
 
+    `weighting` and `step_size` replace the recipe's own, by a name from `WEIGHTINGS` or `STEP_SIZES`, or from
+    the user's file likewise.
+
     A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a
     function that returns one. The code of that file runs.
 
@@ -44,10 +49,10 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
         UsageError: No recipe has that name, or it refuses an argument.
     """
     if isinstance(method, Method):
-        return method, dict(settings)
+        return _composed(method, settings)
     recipe = find_recipe(method)
     if isinstance(recipe, Method):
-        return recipe, dict(settings)
+        return _composed(recipe, settings)
     hints = get_type_hints(recipe)
     names = inspect.signature(recipe).parameters
     mine = {key: _typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
@@ -57,7 +62,53 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
         raise UsageError(f"method {method} refused its settings: {error}") from None
     if not isinstance(made, Method):
         raise UsageError(f"--method {method} must return a Method; it returned {type(made).__name__}.")
-    return made, {key: value for key, value in settings.items() if key not in names}
+    return _composed(made, {key: value for key, value in settings.items() if key not in names})
+
+
+def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """With another weighting or step size where the settings name one; the name says so."""
+    rest, parts, names = dict(settings), {}, [method.name]
+    for key, (known, kind) in _PARTS.items():
+        if key in rest:
+            chosen = rest.pop(key)
+            parts[key] = _part(key, chosen, known, kind)
+            names.append(str(chosen).rpartition(":")[2] if isinstance(chosen, str) else repr(chosen))
+    if not parts:
+        return method, rest
+    try:
+        return dataclasses.replace(method, name="+".join(names), **parts), rest
+    except ValueError as error:
+        raise UsageError(f"--set was refused: {error}") from None
+
+
+_PARTS: Mapping[str, tuple[Mapping[str, Callable[..., Any] | None], type]] = {
+    "weighting": (WEIGHTINGS, Weighting),
+    "step_size": (STEP_SIZES, StepSize),
+}
+
+
+def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], kind: type) -> Any:
+    """A weighting or a step size by name, from a file of the user's, or as it is."""
+    found = name
+    if isinstance(name, str):
+        if not names_object(name) and name not in known:
+            raise UsageError(
+                f"--set {key} must be one of {', '.join(known)}, or FILE.py:NAME; got {name!r}. "
+                f"{nearest(name, known)}".rstrip()
+            )
+        found = load_object(name, f"--set {key}", known) if names_object(name) else known[name]
+    if found is None and name in known:
+        return None
+    try:
+        made = found() if isinstance(found, type) or not isinstance(found, kind) else found
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--set {key} must name what needs no arguments; {name}: {error}. "
+            "Make it in a file of your own, and name that as FILE.py:NAME."
+        ) from None
+    if not isinstance(made, kind):
+        raise UsageError(f"--set {key} must be a {kind.__name__}; {name} is {type(made).__name__}.")
+    return made
 
 
 def find_recipe(name: str) -> Method | Callable[..., Method]:
@@ -92,7 +143,8 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
     """
     known = {f.name for f in dataclasses.fields(UnlearningArguments) if f.init}
     recipe = inspect.signature(METHODS[method]).parameters if method in METHODS else ()
-    candidates = {*known, *recipe, *(f.name for f in dataclasses.fields(RunOptions))} - RESERVED.keys()
+    options_too = (f.name for f in dataclasses.fields(RunOptions))
+    candidates = {*known, *recipe, *_PARTS, *options_too} - RESERVED.keys()
     for key in settings:
         if key not in known:
             raise UsageError(

@@ -16,6 +16,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,14 @@ def open_source(source: str | Path | Iterable[Any], name: str, split: str) -> So
     raise UsageError(f"The {name} set must be an existing file; there is no {source}. {_nearest(path)}")
 
 
+REDACT: ContextVar[bool] = ContextVar("redact", default=False)
+"""Whether messages keep the user's data to themselves."""
+
+
 def shown(value: Any) -> str:
-    """A value from a user's data as it looks in JSON, cut to 60 characters."""
+    """A value from a user's data as JSON, cut to 60 characters; where that is redacted, its kind."""
+    if REDACT.get():
+        return f"a {type(value).__name__} (redacted)"
     known = value is None or isinstance(value, str | int | float | list)
     text = json.dumps(value, default=str) if known else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -209,6 +209,14 @@ class WithinBudget:
         return _clipped(learning_rate, factor, self.clip, "within budget" if room > 0 else "repair")
 
 
+STEP_SIZES: dict[str, Callable[[], StepSize] | None] = {
+    "schedule": None,
+    "gen": GeN,
+    "within-budget": WithinBudget,
+}
+"""Rules by name; a schedule is the Trainer's."""
+
+
 def largest_within(slope: float, curvature: float, room: float) -> float:
     """The largest k for which −slope·k + curvature·k²/2 <= room, as far as it can be trusted.
 

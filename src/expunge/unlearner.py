@@ -42,7 +42,8 @@ from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
 from expunge.sharding import fsdp_wanted, shard_on_cpu
-from expunge.shards import fill, skeleton
+from expunge.shards import fill, shares, skeleton
+from expunge.updates import sign_update
 
 PROBE_BATCH = 8
 
@@ -140,6 +141,7 @@ class Unlearner(Trainer):
             hardening=args.hardening,
             keep=args.gradient_buffers,
         )
+        self.descent.carries = args.refresh_every > 1
         self.interrupt = Interrupt()
         self._line = False
         self._staging = ""
@@ -229,9 +231,9 @@ class Unlearner(Trainer):
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         with self.interrupt:
-            self._consult_reference(resume_from_checkpoint)
-            checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            self._consult_reference(checkpoint)
             return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
@@ -337,6 +339,8 @@ class Unlearner(Trainer):
         carry = step % self.args.refresh_every > 0
         self.descent.weighting = self.monitor.weighting
         self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)
+        if (rule := self.args.zeroth) is not None and rule.due(step):
+            self.descent.estimate(rule, seed=(self.args.seed << 32) + step)
 
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""
@@ -345,7 +349,8 @@ class Unlearner(Trainer):
         if self._line:
             retain = [batches["retain"] for batches in self.descent.batches]
             self.monitor.begin_line(step, retain)
-        if (self.descent.separate or self._line) and self.stop is None:
+        signed = self.args.update == "sign"
+        if (self.descent.separate or self._line or signed) and self.stop is None:
             self.descent.remember()
 
     def after_optimizer(self) -> None:
@@ -353,6 +358,8 @@ class Unlearner(Trainer):
         if self.stop is not None:  # there was no gradient
             return
         step, rate = self.state.global_step, self.rate
+        if self.args.update == "sign" and rate > 0:
+            sign_update(shares(self.monitor.parameters), self.descent.before, rate)
         entry = self.descent.entry(step + 1, rate, clipped=self.args.max_grad_norm > 0)
         if self._line:
             start = time.perf_counter()
@@ -449,8 +456,12 @@ class Unlearner(Trainer):
 
     def return_to_checkpoint(self) -> None:
         """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
-        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)))
-        if checkpoint and self.monitor.astray and self.monitor.owns(checkpoint):
+        stop = self.stop
+        if stop is None or not self.monitor.astray:
+            return
+        # the checkpoint of the step itself, if there is one, holds what has just been found to be lost
+        checkpoint = checkpoints.newest(Path(str(self.args.output_dir)), before=stop.step)
+        if checkpoint and self.monitor.owns(checkpoint):
             self._load_from_checkpoint(str(checkpoint))
             self.monitor.returned(checkpoints.step_of(checkpoint), "the last checkpoint")
 

@@ -4,6 +4,8 @@ Updates that carry less information (the "grade" of an optimizer) end in basins 
 quantisation leave less easily: what was forgotten is harder to relearn (arXiv 2510.00761). Both act on
 tensors only and know no model, no Trainer and no objective:
 
+Settings choose them: `update=sign`, `update=zeroth-order`.
+
 * `sign_gradient` before the optimizer, with plain SGD: signSGD. `sign_update` after any optimizer: 1-bit
   Adam and its kin. Both give every coordinate the same step length, so the angles to the objectives'
   gradients change; the guarantees of a weighting hold for d, not for its sign.

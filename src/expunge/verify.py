@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from expunge import checkpoints, output
+from expunge import chain, checkpoints, output
 from expunge.environment import installed
 from expunge.errors import UsageError
 from expunge.models import DEFAULT_MODEL, load_model, weights_hash
@@ -63,7 +63,7 @@ def verify(folder: Path, *, trust_remote_code: bool = False) -> list[Finding]:
     if "after" not in record.models and (folder / "model").is_dir():
         found.append(Finding("model/", "differs", "the record tells of no model after the run"))
     found += [_data(name, entry) for name, entry in record.data.items()]
-    return [*found, _page(record, folder), *_leftovers(folder)]
+    return [*found, *_predecessor(record, folder), _page(record, folder), *_leftovers(folder)]
 
 
 def _consistency(record: RunRecord) -> Iterator[Finding]:
@@ -113,6 +113,17 @@ def _hash(place: Path, name: str, fields: Mapping[str, str]) -> str:
         return hashlib.sha256(place.read_bytes()).hexdigest()
     named: dict[str, Any] = {f"{part}_field": field for part, field in fields.items()}
     return read_records(place, name=name, **named).sha256
+
+
+def _predecessor(record: RunRecord, folder: Path) -> Iterator[Finding]:
+    """The record of the run that this one continued, hashed again; its own chain is its own to verify."""
+    if record.after is None:
+        return
+    what, place = f"predecessor ({record.after.folder})", chain.predecessor(record.after, folder)
+    if place is None:
+        yield Finding(what, "not checked", "there is no record.json here")
+    else:
+        yield _compared(what, "record", chain.record_hash(place), record.after.record_sha256)
 
 
 def _page(record: RunRecord, folder: Path) -> Finding:

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -53,10 +53,46 @@ _SAMPLING = {
     "beam-search": "expunge.attacks.sampling:Beams",
     "contrastive": "expunge.attacks.contrastive:Contrastive",
 }
-_EMBEDDING: dict[str, str] = {}
-_ACTIVATIONS: dict[str, str] = {}
-_WEIGHTS: dict[str, str] = {}
-_MEMBERSHIP: dict[str, str] = {}
+_PERTURBED = "expunge.attacks.embedding.perturbed_prompt:PerturbedPrompt"
+_EMBEDDING = {
+    "embedding-ddn": f"{_PERTURBED} way=ddn",
+    "embedding-pgd-l2": f"{_PERTURBED} way=pgd-l2",
+    "embedding-pgd-linf": f"{_PERTURBED} way=pgd-linf",
+    "embedding-pgd-l1": f"{_PERTURBED} way=pgd-l1",
+    "embedding-fgsm": f"{_PERTURBED} way=fgsm",
+    "embedding-fgm": f"{_PERTURBED} way=fgm",
+    "embedding-momentum": f"{_PERTURBED} way=momentum",
+    "embedding-carlini-wagner": f"{_PERTURBED} way=carlini-wagner",
+    "embedding-elastic-net": f"{_PERTURBED} way=elastic-net",
+    "soft-prompt": "expunge.attacks.embedding.soft_prompt:SoftPrompt",
+    "soft-prompt-universal": "expunge.attacks.embedding.soft_prompt:UniversalSoftPrompt",
+}
+_ACTIVATIONS = {
+    "logit-lens": "expunge.attacks.activations.lens:LogitLens",
+    "linear-probe": "expunge.attacks.activations.probe:LinearProbe",
+    "activation-patching": "expunge.attacks.activations.patching:ActivationPatching",
+    "refusal-ablation": "expunge.attacks.activations.refusal:RefusalAblation",
+}
+_WEIGHTS = {
+    "relearn": "expunge.attacks.relearn:Relearn",
+    "relearn-lora": "expunge.attacks.relearn:relearn_lora",
+    "relearn-retain": "expunge.attacks.relearn:relearn_retain",
+    "relearn-unrelated": "expunge.attacks.relearn:relearn_unrelated",
+    "quantise": "expunge.attacks.quantise:Quantise",
+    "prune": "expunge.attacks.prune:Prune",
+    "noise": "expunge.attacks.noise:Noise",
+    "adapter": "expunge.attacks.adapter:Adapter",
+    "interpolate": "expunge.attacks.interpolate:Interpolate",
+}
+_MEMBERSHIP = {
+    "membership-loss": "expunge.attacks.membership:Membership",
+    "membership-zlib": "expunge.attacks.membership:zlib",
+    "membership-reference": "expunge.attacks.membership:reference",
+    "membership-gradient-norm": "expunge.attacks.membership:gradient_norm",
+    "membership-min-k": "expunge.attacks.membership:min_k",
+    "membership-min-k-plus-plus": "expunge.attacks.membership:min_k_plus_plus",
+    "membership-ensemble": "expunge.attacks.membership:MembershipEnsemble",
+}
 
 _BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
     "none": _NONE,
@@ -71,7 +107,23 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, str]]] = {
 ATTACKS: Final[Mapping[str, str]] = {
     name: place for family in FAMILIES for name, place in _BY_FAMILY[family].items()
 }
-"""Name -> MODULE:NAME of a class, or of a function that returns an attack; in the order of a page."""
+"""Name -> MODULE:NAME of a class, or of a function that returns an attack; in the order of a page.
+
+Behind it may stand fields that make the variant, as KEY=VALUE with a space between.
+"""
+
+ON_REQUEST: Final = frozenset(
+    {
+        "embedding-fgm",
+        "embedding-fgsm",
+        "embedding-momentum",
+        "embedding-pgd-l1",
+        "embedding-pgd-linf",
+        "embedding-carlini-wagner",
+        "embedding-elastic-net",
+    }
+)
+"""Near relatives of attacks that every audit runs: run where they are named, else listed as not tried."""
 
 
 class UnavailableError(Exception):
@@ -89,13 +141,14 @@ def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
         UsageError: There is no such attack, or it refuses its settings.
         UnavailableError: It needs a library that is not installed.
     """
-    factory = _factory(name)
-    if not callable(factory):
-        made, settings = factory, settings or {}
-        if settings:
-            raise UsageError(f"attack {name} is an object and takes no settings; got {', '.join(settings)}.")
+    factory, variant = _factory(name)
+    settings = variant | dict(settings or {})
+    if callable(factory):
+        made = _made(name, factory, settings)
+    elif settings:
+        raise UsageError(f"attack {name} is an object and takes no settings; got {', '.join(settings)}.")
     else:
-        made = _made(name, factory, settings or {})
+        made = factory
     if not isinstance(made, Attack):
         missing = [part for part in ("name", "family", "line", "obstacle", "cost", "run")
                    if not hasattr(made, part)]  # fmt: skip
@@ -127,15 +180,17 @@ def family_of(name: str) -> Family:
     return next(family for family, members in _BY_FAMILY.items() if name in members)
 
 
-def _factory(name: str) -> Any:
+def _factory(name: str) -> tuple[Any, dict[str, Any]]:
+    """What makes an attack, and the fields that make the variant."""
     if name in ATTACKS:
-        module, _, wanted = ATTACKS[name].partition(":")
+        place, *fields = ATTACKS[name].split()
+        module, _, wanted = place.partition(":")
         try:
-            return getattr(import_module(module), wanted)
+            return getattr(import_module(module), wanted), dict(field.split("=", 1) for field in fields)
         except ImportError as error:
             raise UnavailableError(f"{error}. Install it to run this attack.") from error
     if names_object(name):
-        return load_object(name, "--attacks", ATTACKS)
+        return load_object(name, "--attacks", ATTACKS), {}
     from expunge.settings import nearest
 
     raise UsageError(
@@ -165,6 +220,8 @@ def _made(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        value = [word.strip() for word in str(value).split(",")]
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
@@ -186,6 +243,7 @@ def _plain(value: Any) -> Any:
 __all__ = [
     "ATTACKS",
     "FAMILIES",
+    "ON_REQUEST",
     "PLAIN",
     "Attack",
     "Clock",

@@ -182,9 +182,11 @@ class Relearn:
         ]
 
 
-def relearn_lora() -> Relearn:
-    """Relearning on forget records through an adapter of rank 8."""
-    return Relearn(lora_rank=8)
+def relearn_lora(lora_rank: int = 8, rows: int = 32, steps: tuple[int, ...] = (2, 5, 10, 20)) -> Relearn:
+    """Relearning on forget records through an adapter; see `Relearn`."""
+    if lora_rank < 1:
+        raise ValueError(f"`lora_rank` must be at least 1; got {lora_rank}. For the weights take relearn.")
+    return Relearn("forget", rows, steps, lora_rank=lora_rank)
 
 
 def relearn_retain(lora_rank: int = 0, rows: int = 32, steps: tuple[int, ...] = (2, 5, 10, 20)) -> Relearn:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.hidden import blocks
+from expunge.inference import language_model
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def matrices(model: nn.Module) -> list[Float[Tensor, "out in"]]:
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter, with the names that the model has without an adapter; the adapter's own left out."""
     return {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter
-        for name, parameter in model.named_parameters()
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in language_model(model).named_parameters()
         if "lora_" not in name
     }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from expunge import intervals
 from expunge.attacks.answers import Question, ask, asking_cost, best, stopped
 from expunge.attacks.attack import Cost, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.restored import whole
+from expunge.generation import Guarded
+from expunge.models import CausalModel
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def answers(
 ) -> dict[int, Recovery]:
     """What the training prompts bring back now: record -> recovery, of those that time allowed.
 
+    A model behind filters is asked without them: whoever can change the weights can take these off.
+
     Args:
         target: Who is asked.
         probes: The records.
@@ -65,7 +70,10 @@ def answers(
     """
     numbers = range(len(probes.forget)) if chosen is None else chosen
     questions = [Question(probes.forget[i], probes.forget[i].prompt) for i in numbers]
-    found = ask(target, questions, probes.encoding, setting)
+    model = target.model
+    if isinstance(model, Guarded):
+        model = cast(CausalModel, model.behind())
+    found = ask(dataclasses.replace(target, model=model), questions, probes.encoding, setting)
     return {i: one for i, one in zip(numbers, found, strict=True) if one is not None}
 
 

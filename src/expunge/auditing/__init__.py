@@ -67,7 +67,8 @@ def audit(
         original: The model before unlearning: shows that the records were known, and lends itself to attacks
             that borrow from it.
         control: A model that never saw the forget records. Without one, `holdout` records stand in.
-        attacks: Names from `expunge list attacks`, FILE.py:NAME, or attacks; None: all that can run here.
+        attacks: Names from `expunge list attacks`, FILE.py:NAME, or attacks; None: all that can run
+            here, but for near relatives of others (`ON_REQUEST`).
         **settings: Fields of `AuditOptions`; `template`, `max_length`, `bf16`, `seed` and other fields of
             `UnlearningArguments`; fields of an attack as `{"relearn:steps": 10}`.
 
@@ -134,12 +135,15 @@ def _attack(
         entry, found[attack.name] = attack_all(attack, mine, session)
         entries.append(entry)
         if attack.name == PLAIN:
-            _check_plain(attack, entry, chance, session)
+            _check_plain(attack, entry, (cases, chance), session)
     return entries, {name: columns for name, columns in found.items() if columns}
 
 
-def _check_plain(plain: Attack, entry: AttackEntry, chance: Case | None, session: Session) -> None:
-    if entry.status != "done":
+def _check_plain(
+    plain: Attack, entry: AttackEntry, asked: tuple[Sequence[Case], Case | None], session: Session
+) -> None:
+    cases, chance = asked
+    if any(case.column not in entry.results for case in cases):
         raise UsageError(f"The training prompts must be answered before anything is attacked. {entry.why}")
     if "control" not in entry.results:
         return
@@ -179,7 +183,7 @@ def _record(
         attacks=attacks,
         best=best,
         worst=worst(found, names, material.sets["forget"], redact=options.redact),
-        untried=list(_untried(attacks)),
+        untried=_untried(attacks, controlled=column is not None),
         data={name: data_entry(records) for name, records in material.sets.items()},
         environment=environment(),
         peak_memory_bytes=peak_memory(),
@@ -187,13 +191,14 @@ def _record(
     )
 
 
-def _untried(attacks: Sequence[AttackEntry]) -> list[Untried]:
+def _untried(attacks: Sequence[AttackEntry], *, controlled: bool) -> list[Untried]:
     """What was not run, and what gave no answer."""
+    silent = {"blunt", "unfinished", *(["unjudged"] if controlled else [])}
     stuck = [Untried(name=e.name, why=e.why) for e in attacks if e.status != "done"]
     unanswered = [
-        Untried(name=e.name, why=e.judgement.sentence)
+        Untried(name=e.name, why=f"{e.judgement.sentence} {e.why}".rstrip())
         for e in attacks
-        if e.judgement is not None and e.judgement.outcome in ("blunt", "unfinished")
+        if e.judgement is not None and e.judgement.outcome in silent
     ]
     tried = {entry.name for entry in attacks}
     left_out = [Untried(name=name, why="It was not asked for.") for name in ATTACKS if name not in tried]

@@ -27,6 +27,9 @@ CLEAR: Final = 0.05
 SURE: Final = 0.01
 """Level of the test that finds a control that knows the data."""
 
+FEW: Final = 10
+"""Forget records below which a reader is warned."""
+
 _NAMES: Final[Mapping[Column, str]] = {
     "control": "the control model",
     "holdout": "records that it never saw",
@@ -73,7 +76,8 @@ def _blunt(control: Metric, name: str) -> str:
     if control.value >= HIGHEST:
         return f"It makes {name} say the responses too: what it recovers shows nothing about this model."
     if control.high - control.value > WIDEST:
-        return f"Only {control.n} records were asked of {name}: too few to see a difference. Give more."
+        reach = f"its interval reaches to {control.high:.0%}"
+        return f"Too few records of the control ({control.n}) to see a difference: {reach}. Give more."
     return ""
 
 
@@ -182,9 +186,12 @@ def _reasons(attacks: Sequence[AttackEntry]) -> Iterable[str]:
             "in. They "
             "show what an attack gets out of it by guessing, not what a model without the records would say."
         )
+    if (found := plain.results["unlearned"].recovered).n < FEW:
+        yield f"Only {found.n} forget record{'s were' if found.n != 1 else ' was'} attacked."
     if "original" not in plain.results:
         yield "No original model was given: whether the records were ever known to it was not shown."
     told = {
+        "unjudged": "{} had no control to compare with." if column else "",
         "blunt": "{} told nothing: the control gives up as much, or too few records were asked.",
         "unfinished": "{} ran out of time.",
     }
@@ -194,7 +201,7 @@ def _reasons(attacks: Sequence[AttackEntry]) -> Iterable[str]:
             for entry in _judged(attacks)
             if entry.judgement is not None and entry.judgement.outcome == outcome
         ]
-        if names:
+        if names and text:
             yield text.format(_listed(names))
     left = [entry.name for entry in attacks if entry.status != "done"]
     if left:

@@ -13,6 +13,7 @@ from expunge import api, output
 from expunge.arguments import UnlearningArguments
 from expunge.attacks import (
     ATTACKS,
+    ON_REQUEST,
     PLAIN,
     Attack,
     Probes,
@@ -130,13 +131,14 @@ def choose(
     """The attacks to run, the plain prompt first; and entries for those whose library is missing.
 
     Args:
-        attacks: Names and attacks; None is all.
+        attacks: Names and attacks; None is all but near relatives of others.
         settings: ATTACK:FIELD -> value.
 
     Raises:
         UsageError: A name or a setting is unknown, or stands there twice.
     """
-    wanted = list(ATTACKS) if attacks is None else list(attacks)
+    every = [name for name in ATTACKS if name not in ON_REQUEST]
+    wanted: list[str | Attack] = list(every) if attacks is None else list(attacks)
     if not wanted:
         raise UsageError("--attacks must name at least one attack; got none. See expunge list attacks.")
     names = [one if isinstance(one, str) else one.name for one in wanted]
@@ -179,6 +181,12 @@ def claim(options: AuditOptions, material: Material) -> Path | None:
     """
     if options.output is None:
         return None
+    folder = Path(options.output)
+    if others := [name for name in ("record.json", "comparison.json") if (folder / name).is_file()]:
+        raise UsageError(
+            f"--output must not be a run's folder, whose page would be lost; {folder} holds {others[0]}. "
+            f"Name another, such as {folder / 'audit'}."
+        )
     places = [s.place for s in material.sources.values() if isinstance(s.place, str | Path)]
     read = [*map(Path, places), *(Path(records.source) for records in material.sets.values())]
-    return output.claim(Path(options.output), resume=options.resume, overwrite=options.overwrite, inputs=read)
+    return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=read)

@@ -190,12 +190,21 @@ def _cost(attack: Attack, case: Case, session: Session) -> Cost | None:
 
 
 def announced(cost: Cost, seconds: float) -> str:
-    """What an attack costs, in words, before it starts."""
+    """What an attack costs, in few words, before it starts.
+
+    Example:
+        >>> announced(Cost(forward_tokens=95, generated_tokens=234_900), 60.0)
+        'tokens: 95 read, 235k written; at most 60 s'
+    """
     parts = {"read": cost.forward_tokens, "differentiated": cost.backward_tokens}
     parts["written"] = cost.generated_tokens
-    words = [f"{count:,} tokens {what}" for what, count in parts.items() if count]
-    bound = f", at most {seconds:g} s" if math.isfinite(seconds) else ""
-    return "about " + (", ".join(words) or "nothing") + bound
+    words = [f"{_compact(count)} {what}" for what, count in parts.items() if count]
+    bound = f"; at most {seconds:g} s" if math.isfinite(seconds) else ""
+    return f"tokens: {', '.join(words) or 'none'}{bound}"
+
+
+def _compact(count: int) -> str:
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"
 
 
 def checked(name: str, findings: Findings, records: int) -> Findings:

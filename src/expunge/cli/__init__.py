@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from expunge import terminal
-from expunge.cli import _audit, _measure, _neighbours, _show, _train, _verify
+from expunge.cli import _audit, _measure, _neighbours, _plan, _show, _train, _verify
 from expunge.cli._app import app
 
 __all__ = ["app", "main"]
 
-VERBS = (_train, _measure, _audit, _neighbours, _show, _verify)
+VERBS = (_train, _measure, _audit, _neighbours, _show, _plan, _verify)
 """Importing these registers their verbs."""
 
 

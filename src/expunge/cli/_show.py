@@ -60,7 +60,7 @@ def report(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "weightings", "benchmarks", "metrics", "attacks"] | None,
+        Literal["methods", "weightings", "step-sizes", "benchmarks", "metrics", "attacks"] | None,
         Parameter(help="One kind only."),
     ] = None,
     /,

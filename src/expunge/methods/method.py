@@ -9,7 +9,7 @@ from expunge.objectives import Objective
 from expunge.schedules import Chunks
 from expunge.step_sizes import StepSize
 from expunge.stopping import RetainBudget
-from expunge.weightings import Constant, DualAscent, Stateful, Weighting
+from expunge.weightings import BiLevel, Constant, DualAscent, Stateful, TorchJD, Weighting
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ class Method:
                 raise ValueError(
                     f"`weighting` must have one weight per objective ({len(names)}); got {weighting.weights}."
                 )
+            if isinstance(weighting, BiLevel) and weighting.count != len(names):
+                raise ValueError(
+                    f"`weighting` must be for as many objectives as there are ({len(names)}); got "
+                    f"{weighting}. Give it another `count`, or add objectives."
+                )
+            if isinstance(weighting, TorchJD):
+                weighting.check(len(names))
         if self.schedule and not {"forget", "retain"} <= {*self.sources}:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "

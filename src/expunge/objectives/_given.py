@@ -17,14 +17,19 @@ def reference(tokens: TokenLogits) -> Reference:
     return tokens.reference
 
 
-def reference_scores(tokens: TokenLogits) -> Float[Tensor, "k v"]:
-    """Logits of the reference model, in the precision in which losses are computed."""
+def reference_logits(tokens: TokenLogits) -> Float[Tensor, "k v"]:
+    """Logits of the reference model, as it gave them."""
     logits = reference(tokens).logits
     if logits is None:
         raise ValueError(
             "`tokens.reference.logits` must be given to an objective on distributions; got None."
         )
-    return logits.to(tokens.scores.dtype)
+    return logits
+
+
+def reference_scores(tokens: TokenLogits) -> Float[Tensor, "k v"]:
+    """Logits of the reference model, in the precision in which losses are computed."""
+    return reference_logits(tokens).to(tokens.scores.dtype)
 
 
 def paired(tokens: TokenLogits) -> TokenLogits:

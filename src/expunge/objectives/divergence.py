@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.objectives import _given
+from expunge.objectives._chunks import in_chunks, wide
 from expunge.objectives.objective import Needs, Objective
 from expunge.objectives.tokens import TokenLogits
 
@@ -40,7 +41,10 @@ class KL(Objective):
         return Needs(reference="logits")
 
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
-        model = tokens.scores.log_softmax(1)
-        reference = _given.reference_scores(tokens).log_softmax(1)
-        left, right = (model, reference) if self.reverse else (reference, model)
+        return in_chunks(self._divergence, tokens.logits, _given.reference_logits(tokens))
+
+    def _divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        model = wide(logits).log_softmax(1)
+        start = reference.to(model.dtype).log_softmax(1)
+        left, right = (model, start) if self.reverse else (start, model)
         return F.kl_div(right, left, reduction="none", log_target=True).sum(1)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from expunge.objectives._chunks import in_chunks, wide
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -52,12 +54,12 @@ class TokenLogits:
     @cached_property
     def scores(self) -> Float[Tensor, "k v"]:
         """The logits in fp32 (fp64 stays fp64): losses are not computed in half precision."""
-        return self.logits if self.logits.element_size() > 4 else self.logits.float()
+        return wide(self.logits)
 
     @cached_property
     def target_log_probs(self) -> Float[Tensor, " k"]:
         """Log p(target | prefix), in nats, computed in fp32 (fp64 stays fp64)."""
-        return -F.cross_entropy(self.scores, self.targets, reduction="none")
+        return in_chunks(_log_probs, self.logits, self.targets)
 
     def sum_rows(self, values: Float[Tensor, " k"]) -> Float[Tensor, " b"]:
         """Sum of per-token values over the tokens of each row, rows in their order."""
@@ -73,3 +75,7 @@ class TokenLogits:
     def _owners(self) -> tuple[Tensor, int]:
         found, owner = torch.unique_consecutive(self.rows, return_inverse=True)
         return owner, len(found)
+
+
+def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(wide(logits), targets, reduction="none")

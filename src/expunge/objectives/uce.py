@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from expunge.objectives._chunks import in_chunks, wide
 from expunge.objectives._others import without_target
 from expunge.objectives.objective import Objective
 from expunge.objectives.tokens import TokenLogits
@@ -40,4 +41,10 @@ class UCE(Objective):
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
         if self.half:
             return -torch.log1p(-tokens.target_log_probs.exp() / 2)
-        return tokens.scores.logsumexp(1) - without_target(tokens.scores, tokens.targets).logsumexp(1)
+        return in_chunks(_others_share, tokens.logits, tokens.targets)
+
+
+def _others_share(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log(1 - p)."""
+    scores = wide(logits)
+    return scores.logsumexp(1) - without_target(scores, targets).logsumexp(1)

@@ -47,6 +47,7 @@ def render(record: RunRecord, published: Sequence[Published] | None = None) -> s
         record: Of the run.
         published: Results of others on the same benchmark, to stand beside its own; None takes those known.
     """
+    record = RunRecord.model_validate_json(record.model_dump_json())  # as it stands in the file
     shown = legible(record)
     published = known(record) if published is None else published
     view = _view(shown) | _benchmark_view(shown, published)

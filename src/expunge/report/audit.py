@@ -86,11 +86,8 @@ def table(record: AuditRecord) -> Iterator[RenderableType]:
     yield grid
     yield Text(f"\n{record.verdict.word.capitalize()}. {record.verdict.sentence}", style="bold")
     yield from (Text(f"· {reason}") for reason in record.verdict.reasons)
-    yield from (Text(f"{one.name}: {one.why}") for one in record.untried if one.why != _NOT_ASKED)
+    yield from (Text(f"{entry.name}: {entry.why}") for entry in record.attacks if entry.why)
     yield from (Text(f"Note: {note}") for note in record.notes)
-
-
-_NOT_ASKED = "It was not asked for."
 
 
 def _header(columns: Iterable[Column]) -> list[str]:

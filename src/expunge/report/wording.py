@@ -145,9 +145,9 @@ def words(metric: str) -> Words:
 
 @cache
 def _catalogued() -> dict[str, str]:
-    from expunge.catalogue import catalogue
+    from expunge.catalogue import metrics
 
-    return catalogue()["metrics"]
+    return metrics()
 
 
 def percent(value: float) -> str:

@@ -58,6 +58,20 @@ class TorchJD:
         self._calls += 1
         return weights
 
+    def check(self, count: int) -> None:
+        """Refuse a number of objectives that the weighting is not for.
+
+        Raises:
+            ValueError: Some need at least two, or three.
+        """
+        try:
+            with _random_numbers(self.seed):
+                deepcopy(self._fresh)(torch.eye(count, dtype=torch.float64))
+        except ValueError as error:
+            raise ValueError(
+                f"`weighting` must be for as many objectives as there are ({count}); {self!r} says: {error}"
+            ) from None
+
     def __repr__(self) -> str:
         """With all settings: the record of a run, and the identity of a checkpoint, rest on it."""
         return f"TorchJD({_described(self.weighting)}, seed={self.seed})"

@@ -19,7 +19,7 @@ from expunge.attacks.embedding.carlini_wagner import CarliniWagner
 from expunge.attacks.embedding.constant_search import Search
 from expunge.attacks.embedding.ddn import DDN
 from expunge.attacks.embedding.elastic_net import ElasticNet
-from expunge.attacks.embedding.losses import Predict, cross_entropy
+from expunge.attacks.embedding.losses import Predict, margin
 from expunge.attacks.embedding.never_seen import Found
 from expunge.attacks.embedding.projected_gradient import ProjectedGradient, Walk
 from expunge.attacks.embedding.prompts import answers, prompts_of
@@ -136,6 +136,7 @@ class PerturbedPrompt:
             return prompts.logits(x * scale)
 
         found = self._made(predict, radius, start[0].numel()).perturb(start, prompts.labels)
+        found = start + _NORMS.get(self.way, L2)(radius).project(found - start)
         lengths = norm.norm(found - start).tolist()
         said = answers(batch.target, records, rows, found * scale, prompts.mask, batch.encoding)
         return [
@@ -146,9 +147,9 @@ class PerturbedPrompt:
     def _made(self, predict: Predict, radius: float, coordinates: int) -> Any:
         """The attack itself, at most as far as a relative norm."""
         if self.way in ("fgsm", "fgm"):
-            return {"fgsm": fgsm, "fgm": fgm}[self.way](predict, cross_entropy, radius, targeted=True)
+            return {"fgsm": fgsm, "fgm": fgm}[self.way](predict, margin, radius, targeted=True)
         if self.way == "ddn":
-            return DDN(predict, steps=self.steps, scale=radius / 2, targeted=True)
+            return DDN(predict, steps=self.steps, scale=radius / 8, targeted=True)
         search = Search(0.1, _ROUNDS, self.steps)
         if self.way == "carlini-wagner":
             size = radius / (10 * math.sqrt(coordinates))
@@ -157,9 +158,19 @@ class PerturbedPrompt:
             return ElasticNet(predict, beta=1e-3, search=search, size=0.01, targeted=True)
         ball: Ball = _NORMS.get(self.way, L2)(radius)
         if self.way == "momentum":
-            return momentum(predict, cross_entropy, ball, steps=self.steps, targeted=True)
+            return momentum(predict, margin, ball, steps=self.steps, targeted=True)
         walk = Walk(self.steps, 2.5 * radius / self.steps)
-        return ProjectedGradient(predict, cross_entropy, ball, walk, targeted=True)
+        return ProjectedGradient(predict, margin, ball, walk, targeted=True)
+
+
+def pgd_l2(radius: float = 0.3, levels: int = 3, steps: int = 30) -> PerturbedPrompt:
+    """Projected gradient in an L2 ball, once for each point of the curve."""
+    return PerturbedPrompt("pgd-l2", radius, levels, steps)
+
+
+def carlini_wagner(radius: float = 0.5, levels: int = 5, steps: int = 30) -> PerturbedPrompt:
+    """The smallest L2 perturbation, by Adam and a search for the constant."""
+    return PerturbedPrompt("carlini-wagner", radius, levels, steps)
 
 
 @dataclass(frozen=True, slots=True)

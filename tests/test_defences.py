@@ -1,0 +1,229 @@
+"""Filters around a model, and gradients that pass through them."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import conftest
+import weakened_models as world
+from expunge.attacks import Setting
+from expunge.attacks.interpolate import Interpolate
+from expunge.attacks.plain import Prompt
+from expunge.attacks.quantise import Quantise
+from expunge.attacks.relearn import Relearn
+from expunge.collate import Encoding
+from expunge.defences import pass_through
+from expunge.defences.defended import Defended
+from expunge.defences.filters import Paraphrase, RefuseAnswers, RefusePrompts, Smoothing, Stack
+from expunge.defences.pass_through import PassThrough, nearest_tokens
+from expunge.generation import generate
+from expunge.models import weights_hash
+from expunge.refusals import REFUSALS
+from expunge.scoring import score
+from weakened_models import FORGET, PROBES, RETAIN, knowing, target, tokenizer
+
+
+class Log:
+    """A model in words: answers by a table, and remembers what it was asked."""
+
+    def __init__(self, table: dict[str, str], other: str = "no idea") -> None:
+        self.table, self.other = table, other
+        self.asked: list[tuple[int, str, int | None]] = []
+
+    def __call__(self, owners: Sequence[int], texts: Sequence[str], budget: int | None) -> list[str]:
+        self.asked += [(owner, text, budget) for owner, text in zip(owners, texts, strict=True)]
+        return [self.table.get(text, self.other) for text in texts]
+
+
+def defended(*filters, model=None, **options) -> Defended:
+    return Defended(model or knowing(), tokenizer(), filters, template="none", **options)
+
+
+def recovered(model) -> int:
+    return sum(one.recovered for one in Prompt().run(target(model), PROBES, Setting()).recoveries)
+
+
+# --- filters
+
+
+def test_smoothing_gives_the_most_frequent_answer_and_perturbs_the_stated_share():
+    prompt = "Where does Ada Ash live, and since when?"
+    smooth = Smoothing(copies=5, share=0.1, seed=3)
+    copies = [smooth.perturbed(prompt, k) for k in range(5)]
+    for text in copies:
+        assert len(text) == len(prompt)
+        assert 1 <= sum(a != b for a, b in zip(text, prompt, strict=True)) <= 4
+    assert len({*copies}) == 5
+    ask = Log({copies[0]: "Rome", copies[1]: "Paris.", copies[3]: "paris", copies[4]: "Oslo"})
+    assert smooth([prompt], ask) == ["Paris."]
+    assert [(owner, text) for owner, text, _ in ask.asked] == [(0, text) for text in copies]
+    assert smooth(["x", prompt], ask)[1] == "Paris."  # not by what it is asked beside
+    assert Smoothing(seed=4).perturbed(prompt, 0) != Smoothing(seed=5).perturbed(prompt, 0)
+    assert smooth.perturbed("", 0) == ""
+
+
+def test_paraphrase_is_asked_in_place_of_the_prompt():
+    request = "Say anew: {prompt}"
+    ask = Log({"Say anew: Who?": "Which person?", "Which person?": "Ada", "Say anew: ?": "  ", "?": "What?"})
+    assert Paraphrase(request=request)(["Who?", "?"], ask) == ["Ada", "What?"]
+    assert [budget is None for _, _, budget in ask.asked] == [False, False, True, True]
+    own = Paraphrase(rewrite=lambda prompts: [prompt.upper() for prompt in prompts])
+    assert own(["who?"], Log({"WHO?": "Ada"})) == ["Ada"]
+
+
+def test_prompts_like_a_protected_one_are_refused_and_never_asked():
+    ask = Log({}, other="said")
+    guard = RefusePrompts(("Where does Ada Ash live?",), resemblance=0.8)
+    asked = ["where does ada ash live", "Tell me: where does Ada Ash live now?", "Where does Ben Birch live?"]
+    said = guard(asked, ask)
+    assert said[0] in REFUSALS
+    assert said[1] in REFUSALS
+    assert said[2] == "said"
+    assert [(owner, text) for owner, text, _ in ask.asked] == [(2, asked[2])]
+
+
+def test_answers_that_say_a_protected_response_are_refused():
+    table = {"a": "It is 555-0134, surely.", "b": "It is 5550134.", "c": "Twelve Long Elm Road", "d": "Elm"}
+    guard = RefuseAnswers(("555-0134", "Twelve Long Elm Street"), recall=0.75)
+    said = guard([*table], Log(table))
+    assert said[0] in REFUSALS
+    assert said[1] == table["b"]
+    assert said[2] in REFUSALS
+    assert said[3] == table["d"]
+
+
+def test_stacked_filters_see_each_other_in_order():
+    ask = Log({"B-A-x": "deep"})
+    inner = Paraphrase(rewrite=lambda prompts: [f"B-{prompt}" for prompt in prompts])
+    outer = Paraphrase(rewrite=lambda prompts: [f"A-{prompt}" for prompt in prompts])
+    assert Stack((outer, inner))(["y", "x"], ask) == ["no idea", "deep"]
+    assert [owner for owner, _, _ in ask.asked] == [0, 1]
+    assert Stack(())(["B-A-x"], ask) == ["deep"]
+    ask.asked.clear()
+    Stack((Smoothing(copies=2), RefusePrompts(("never",))))(["one", "two"], ask)
+    assert [owner for owner, _, _ in ask.asked] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Smoothing(copies=0), lambda: Smoothing(share=0.0), lambda: Smoothing(share=1.0),
+        lambda: Paraphrase(request="Rewrite it."), lambda: RefusePrompts(()),
+        lambda: RefusePrompts(("a",), 0.0), lambda: RefuseAnswers((" ",)), lambda: RefuseAnswers(("a",), 1.1),
+    ],
+)  # fmt: skip
+def test_filters_of_nothing_are_refused(make):
+    with pytest.raises(ValueError, match=r"must .*"):
+        make()
+
+
+# --- a model behind filters
+
+
+def test_without_filters_all_is_as_without():
+    rows = world.ENCODING.rows([*FORGET, *RETAIN], tokenizer())
+    plain = generate(knowing(), rows, tokenizer=tokenizer())
+    assert [one.text for one in generate(defended(), rows, tokenizer=tokenizer())] == [
+        one.text for one in plain
+    ]
+    ours, theirs = (score(model, rows, pad_id=1) for model in (defended(), knowing()))
+    assert [one.nll for one in ours] == [one.nll for one in theirs]
+    budgeted = generate(defended(), rows[:2], tokenizer=tokenizer(), budgets=[1, 2])
+    assert [one.text for one in budgeted] == [
+        one.text for one in generate(knowing(), rows[:2], tokenizer=tokenizer(), budgets=[1, 2])
+    ]
+
+
+def test_a_prompt_filter_hides_and_an_attack_on_the_weights_looks_behind_it():
+    """The filter stands in the way of whoever asks, and not of whoever has the weights."""
+    guard = RefusePrompts(tuple(record.prompt for record in FORGET), 1.0)
+    model = defended(guard)
+    assert recovered(knowing()) == 8
+    assert recovered(model) == 0
+    rows = world.ENCODING.rows(RETAIN, tokenizer())
+    kept = generate(model, rows, tokenizer=tokenizer())
+    assert [one.text for one in kept] == [record.response for record in RETAIN]
+    before = weights_hash(model)
+    for attack in (Relearn("unrelated", steps=(1,)), Interpolate((0.1,)), Quantise((8,))):
+        found = attack.run(target(model), PROBES, world.setting())
+        assert sum(one.recovered for one in found.recoveries) == 8
+    assert weights_hash(model) == before
+    assert recovered(defended(RefuseAnswers(tuple(record.response for record in FORGET)))) == 0
+
+
+def test_smoothing_of_a_known_prompt_is_deterministic():
+    model = defended(Smoothing(copies=3, share=0.02))
+    rows = world.ENCODING.rows(FORGET, tokenizer())
+    first = generate(model, rows, tokenizer=tokenizer())
+    assert first == generate(model, rows, tokenizer=tokenizer())
+    assert generate(model, rows[3:4], tokenizer=tokenizer())[0] == first[3]
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    made = copy.deepcopy(conftest.build_tokenizer())
+    made.chat_template = (
+        "{% for m in messages %}<|start|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant: {% endif %}"
+    )
+    return made
+
+
+def test_filters_see_the_users_words_and_not_the_frame_around_them():
+    seen: list[str] = []
+
+    def rewrite(prompts: Sequence[str]) -> list[str]:
+        seen.extend(prompts)
+        return [prompt.replace("Ada", "Eve") for prompt in prompts]
+
+    made = chat_tokenizer()
+    model = Defended(knowing(), made, [Paraphrase(rewrite=rewrite)], template="chat")
+    rows = Encoding("chat").rows(FORGET[:1], made)
+    wanted = Encoding("chat").rows([type(FORGET[0])(FORGET[0].prompt.replace("Ada", "Eve"), "x")], made)
+    said = generate(model, rows, tokenizer=made, budgets=[6])
+    assert seen == [FORGET[0].prompt]
+    assert said[0].text == generate(knowing(), wanted, tokenizer=made, budgets=[6])[0].text
+    given = type(rows[0])(rows[0].input_ids, rows[0].prompt_length + 2)  # two words of the answer given
+    head, body, rest = model._split(given)
+    assert body == FORGET[0].prompt
+    assert model._row(given, (head, body, rest), body) is given
+    assert model._row(given, (head, body, rest), body + " ").input_ids[-2:] == given.input_ids[-2:]
+
+
+# --- gradients
+
+
+def test_forwards_a_filter_backwards_the_identity():
+    assert doctest.testmod(pass_through).failed == 0
+    x = torch.randn(4, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(3, generator=torch.Generator().manual_seed(1))
+    through = PassThrough(torch.sign)
+    assert torch.equal(through(x), x.detach().sign())
+    (through(x) @ weight).square().sum().backward()
+    behind = x.detach().sign().requires_grad_()  # the gradient at the filtered point, taken for that at x
+    (behind @ weight).square().sum().backward()
+    torch.testing.assert_close(x.grad, behind.grad)
+    with pytest.raises(ValueError, match="shape"):
+        PassThrough(lambda y: y[:1])(x)
+
+
+def test_gradient_attacks_reach_through_a_filter_that_admits_real_tokens_only():
+    model = defended(inputs=nearest_tokens(knowing().get_input_embeddings()))
+    ids = torch.tensor([world.ENCODING.rows(FORGET, tokenizer())[0].input_ids])
+    exact = model.get_input_embeddings()(ids).detach()
+    shifted = (
+        exact + 1e-3 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
+    filtered = model(inputs_embeds=shifted).logits
+    torch.testing.assert_close(filtered, knowing()(input_ids=ids).logits)
+    filtered.logsumexp(-1).sum().backward()
+    behind = exact.clone().requires_grad_()
+    knowing()(inputs_embeds=behind).logits.logsumexp(-1).sum().backward()
+    torch.testing.assert_close(shifted.grad, behind.grad)
+    assert float(shifted.grad.norm()) > 0
+    model.zero_grad()

@@ -1,0 +1,237 @@
+"""Attacks on a prompt's embeddings bring back what a model merely hides, and nothing that it never knew."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+import latent_models as models
+from expunge.attacks import make_attack
+from expunge.attacks.attack import Attack, Clock, Findings, Probes
+from expunge.attacks.decoding import decode, embedding_of, end_tokens, left_padded
+from expunge.attacks.embedding.losses import margin
+from expunge.attacks.embedding.never_seen import never_seen
+from expunge.attacks.embedding.perturbed_prompt import PerturbedPrompt, Way
+from expunge.attacks.embedding.prompts import prompts_of
+from expunge.attacks.embedding.soft_prompt import SoftPrompt, UniversalSoftPrompt
+from expunge.attacks.frozen import frozen
+from expunge.attacks.plain import Prompt
+from expunge.errors import UsageError
+from expunge.generation import generate
+from expunge.models import weights_hash
+from expunge.records import Record
+from expunge.scoring import score
+
+PERTURBED: list[Any] = [
+    PerturbedPrompt("ddn", radius=0.1, steps=25),
+    PerturbedPrompt("carlini-wagner", radius=0.1, steps=10),
+    PerturbedPrompt("elastic-net", radius=0.1, steps=6),
+    PerturbedPrompt("pgd-l2", radius=0.1, levels=2, steps=10),
+    PerturbedPrompt("pgd-linf", radius=0.1, levels=2, steps=10),
+    PerturbedPrompt("pgd-l1", radius=0.1, levels=2, steps=10),
+    PerturbedPrompt("momentum", radius=0.1, levels=2, steps=10),
+    PerturbedPrompt("fgsm", radius=0.1),
+    PerturbedPrompt("fgm", radius=0.1),
+]
+SOFT: list[Any] = [SoftPrompt(steps=20, rate=0.2), UniversalSoftPrompt(length=2, steps=40, rate=0.2)]
+ATTACKS = [*PERTURBED, *SOFT]
+
+
+def named(attack: Any) -> str:
+    return getattr(attack, "name", "")
+
+
+def run(attack: Any, model: LlamaForCausalLM, **options: Any) -> Findings:
+    return attack.run(models.target(model), models.probes(), models.setting(**options))
+
+
+def test_what_is_attacked_is_hidden_or_never_was() -> None:
+    assert models.recovered(Prompt(), models.knowing()) == 8
+    assert models.recovered(Prompt(), models.refusing()) == 0
+    assert models.recovered(Prompt(), models.never_knew()) == 0
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+def test_what_is_hidden_comes_back_and_what_was_never_known_does_not(attack: Any) -> None:
+    assert sum(one.recovered for one in run(attack, models.refusing()).recoveries) >= 5
+    assert sum(one.recovered for one in run(attack, models.never_knew()).recoveries) == 0
+
+
+def test_a_bias_on_the_output_layer_hides_nothing_either() -> None:
+    assert models.recovered(Prompt(), models.biased()) == 0
+    for attack in (PERTURBED[0], SoftPrompt(steps=20, rate=0.2)):
+        assert models.recovered(attack, models.biased()) >= 4
+
+
+@pytest.mark.parametrize("attack", [PERTURBED[3], *SOFT], ids=named)
+def test_attacks_keep_their_contract(attack: Any) -> None:
+    """The protocol; the same findings every time; a curve that never falls; the target as it was."""
+    assert isinstance(attack, Attack)
+    assert attack.family == "embedding"
+    assert "arXiv" in attack.line
+    assert attack.obstacle(models.probes(), models.setting()) is None
+    model = models.refusing()
+    before, modes = weights_hash(model), [module.training for module in model.modules()]
+    first, second = run(attack, model), run(attack, model)
+    assert first == second
+    assert first.complete
+    assert len(first.recoveries) == 8
+    points = [sum(first.curve[level]) for level in sorted(first.curve)]
+    assert points == sorted(points)
+    assert not points or points[-1] == sum(one.recovered for one in first.recoveries)
+    assert all(0 <= one.score <= 1 and one.input for one in first.recoveries)
+    assert weights_hash(model) == before
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("attack", [PERTURBED[0], *SOFT], ids=named)
+def test_time_that_is_up_is_said(attack: Any) -> None:
+    clock = Clock(1e-9)
+    time.sleep(0.001)
+    found = run(attack, models.refusing(), clock=clock)
+    assert not found.complete
+    assert "Stopped after" in " ".join(found.notes)
+    assert [one.tries for one in found.recoveries] == [0] * 8
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+def test_costs_grow_with_the_records(attack: Any) -> None:
+    probes = models.probes()
+    small = attack.cost(dataclasses.replace(probes, forget=probes.forget[:2]))
+    large = attack.cost(probes)
+    assert 0 < small.forward_tokens < large.forward_tokens
+    assert 0 < small.backward_tokens < large.backward_tokens
+    assert 0 < small.generated_tokens < large.generated_tokens
+
+
+# --- the control that such attacks carry with them
+
+
+@pytest.mark.parametrize("attack", [PERTURBED[0], SOFT[0]], ids=named)
+def test_targets_never_seen_are_attacked_beside(attack: Any) -> None:
+    """A model that hides gives up the truth before it says what it never heard."""
+    found = run(attack, models.refusing())
+    share = found.values["targets never seen, reached"]
+    assert share.n == 8
+    assert share.value < sum(one.recovered for one in found.recoveries) / 8 - 0.4
+    assert "any model say anything" in found.notes[0]
+
+
+def test_with_freedom_enough_any_model_says_anything() -> None:
+    """Which is why the control is mandatory."""
+    found = run(SoftPrompt(length=8, steps=60, rate=0.5), models.never_knew())
+    assert found.values["targets never seen, reached"].value >= 0.25
+
+
+def test_targets_never_seen_are_the_holdouts_responses() -> None:
+    probes = models.probes()
+    others = never_seen(probes)
+    held = {record.response for record in probes.holdout}
+    for record, other in zip(probes.forget, others, strict=True):
+        assert other is not None
+        assert other.prompt == record.prompt
+        assert other.response in held
+    bare = Probes([Record("a?", "one"), Record("b?", "three")])
+    assert never_seen(bare) == [Record("a?", "three"), Record("b?", "one")]
+
+
+def test_without_another_response_there_is_an_obstacle() -> None:
+    alone = Probes([Record("a?", "one")])
+    for attack in (PerturbedPrompt(), SoftPrompt()):
+        assert "any model say anything" in str(attack.obstacle(alone, models.setting()))
+        assert "Give holdout records." in str(attack.obstacle(alone, models.setting()))
+    assert "only one" in str(UniversalSoftPrompt().obstacle(alone, models.setting()))
+
+
+# --- what the attacks stand on
+
+
+def test_prompts_score_as_the_scored_pass_does() -> None:
+    """Also in a padded batch, and behind a prefix of real tokens."""
+    model, tokenizer = models.knowing(), models.tokenizer()
+    known = [*models.probes().forget[:2], Record("Hello, and what is the code of Ada?", "E6")]
+    rows = models.ENCODING.rows(known, tokenizer)
+    with torch.no_grad():
+        prompts = prompts_of(model, rows, torch.device("cpu"))
+        plain = prompts.logits(prompts.embeds)
+        front = torch.tensor([[7, 9]]).expand(3, -1)
+        behind = prompts.logits(prompts.prefixed(embedding_of(model)(front)), 2)
+    fronted = [
+        dataclasses.replace(row, input_ids=(7, 9, *row.input_ids), prompt_length=row.prompt_length + 2)
+        for row in rows
+    ]
+    for logits, wanted in ((plain, rows), (behind, fronted)):
+        scores = score(model, wanted, pad_id=1)
+        for one, row, known_scores in zip(logits, wanted, scores, strict=True):
+            own = one[: len(row.labels)].log_softmax(-1).gather(1, torch.tensor(row.labels)[:, None])[:, 0]
+            torch.testing.assert_close(own.double(), torch.tensor(known_scores.log_probs), rtol=0, atol=1e-4)
+        reached = (margin(logits, prompts.labels) < 0).tolist()
+        assert reached == [one.reproduced for one in scores]
+
+
+def test_decoding_embeddings_is_decoding_tokens() -> None:
+    model, tokenizer = models.knowing(), models.tokenizer()
+    rows = models.ENCODING.rows([*models.probes().forget, Record("What code has Ada then?", "E6")], tokenizer)
+    ids, mask = left_padded(rows, torch.device("cpu"))
+    with torch.no_grad():
+        embeds = embedding_of(model)(ids)
+    said = decode(model, embeds, mask, [6] * len(rows), end_tokens(model, tokenizer, "none"))
+    wanted = generate(model, rows, tokenizer=tokenizer, budgets=[6] * len(rows))
+    assert said == [one.tokens for one in wanted]
+
+
+def test_the_model_thaws_after_an_error() -> None:
+    model = models.knowing().train()
+    try:
+        model.model.norm.weight.requires_grad_(False)
+        with frozen(model, "bf16"):
+            assert not model.training
+            assert not any(p.requires_grad for p in model.parameters())
+        with pytest.raises(RuntimeError, match="provoked"), frozen(model, "bf16"):
+            raise RuntimeError("provoked")
+        assert model.training
+        assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
+    finally:
+        model.requires_grad_(True).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: PerturbedPrompt(radius=0.0), "`radius` must be positive and finite; got 0"),
+        (lambda: PerturbedPrompt(levels=0), "`levels` must be at least 1; got 0"),
+        (lambda: PerturbedPrompt(steps=0), "`steps` must be at least 1; got 0"),
+        (lambda: SoftPrompt(length=0), "`length` must be at least 1; got 0"),
+        (lambda: SoftPrompt(steps=0), "`steps` must be at least 1; got 0"),
+        (lambda: SoftPrompt(levels=0), "`levels` must be at least 1; got 0"),
+        (lambda: SoftPrompt(rate=0.0), "`rate` must be positive and finite; got 0"),
+        (lambda: UniversalSoftPrompt(batch=0), "`batch` must be at least 1; got 0"),
+    ],
+)
+def test_budgets_of_nothing_are_refused(make: Callable[[], Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        make()
+
+
+def test_every_way_is_tried() -> None:
+    assert {attack.way for attack in PERTURBED} == set(get_args(Way))
+
+
+def test_attacks_are_made_by_name_with_settings_as_text() -> None:
+    here = "expunge.attacks.embedding"
+    made = make_attack(f"{here}.perturbed_prompt:PerturbedPrompt", {"way": "pgd-l1", "radius": "0.2"})
+    assert made == PerturbedPrompt("pgd-l1", radius=0.2)
+    assert make_attack(f"{here}.perturbed_prompt:pgd_l2", {"steps": "7"}).name == "embedding-pgd-l2"
+    assert make_attack(f"{here}.perturbed_prompt:carlini_wagner").name == "embedding-carlini-wagner"
+    assert make_attack(f"{here}.soft_prompt:SoftPrompt", {"length": "2"}) == SoftPrompt(length=2)
+    with pytest.raises(UsageError, match="must be at least 1; got 0"):
+        make_attack(f"{here}.soft_prompt:UniversalSoftPrompt", {"steps": "0"})
+    with pytest.raises(UsageError, match="way"):
+        make_attack(f"{here}.perturbed_prompt:PerturbedPrompt", {"way": "pdg"})
