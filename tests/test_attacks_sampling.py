@@ -12,10 +12,10 @@ from scipy.stats import binom
 import attack_contract as contract
 import attacked_models as world
 from expunge.attacks import ATTACKS, Attack, Setting, make_attack
-from expunge.attacks.contrastive import Contrastive, contrasted
+from expunge.attacks.contrastive import Contrastive, _Contrast, contrasted
 from expunge.attacks.sampling import Beams, BestOfN, _Drawn
 from expunge.generation import generate
-from expunge.sampling import beam_texts, sample_texts
+from expunge.sampling import beam_texts, left_padded, sample_texts
 
 SAMPLING: list[Attack] = [BestOfN(samples=24), Beams(), Contrastive()]
 
@@ -164,9 +164,20 @@ def test_the_push_is_the_formula():
 
 
 def test_the_original_reads_along_as_if_it_read_alone():
-    """At full strength and without a constraint, an ignorant model is led to all that the original says."""
-    free = Contrastive(strengths=(50.0,), plausible=1e-30)
-    assert world.recovered(free, world.never_knew()) == 4
+    """Token by token behind left-padded prompts, with its own cache: the logits of a plain forward pass."""
+    model = world.knowing()
+    rows = [row.input_ids for row in world.ENCODING.rows(world.probes().forget[:2], world.tokenizer())]
+    ids, mask = left_padded([row[:-3] for row in rows], torch.device("cpu"))
+    contrast = _Contrast(model, mask, 1.0, 0.5)
+    for left in (3, 2, 1):
+        with torch.no_grad():
+            read = contrast._read(ids)
+            alone = [model(input_ids=torch.tensor([row[: len(row) - left]])).logits[0, -1] for row in rows]
+        assert torch.allclose(read, torch.stack(alone), atol=1e-4)
+        ids = torch.cat([ids, torch.tensor([[row[len(row) - left]] for row in rows])], dim=1)
+
+
+def test_a_weak_push_recovers_nothing():
     assert world.recovered(Contrastive(strengths=(0.01,)), world.biased()) == 0
 
 
