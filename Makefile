@@ -33,7 +33,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/expunge demo --output "$(DEMO_OUTPUT)" --overwrite $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test-lowest: $(LOWEST)/.dev
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest -n auto
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)

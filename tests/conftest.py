@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
