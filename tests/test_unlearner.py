@@ -445,7 +445,7 @@ def test_stops_when_forget_looks_like_the_holdout(tokenizer, tmp_path, taught):
 def test_stops_by_the_swap_control_without_a_holdout(tokenizer, tmp_path, taught):
     model = taught
     run = unlearner(
-        tokenizer, tmp_path, ngdiff(tolerance=0.5, rows=10), model=model, max_steps=100, check_every=2
+        tokenizer, tmp_path, ngdiff(tolerance=0.5, rows=10), model=model, max_steps=250, check_every=2
     )
     run.train()
     assert run.stop.reason == "forgotten"

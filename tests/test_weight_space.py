@@ -91,8 +91,11 @@ def test_ties_merge_is_two_runs_from_one_start(model, tokenizer, tmp_path, rank)
     names = [name for name, p in run.trained.named_parameters() if p.requires_grad]
     for name, merged, zero, one, two in zip(names, run.monitor.parameters, start, *changes, strict=True):
         base = torch.zeros_like(zero) if "lora_A" in name else zero
-        expected = base + TIES(1.0)(torch.stack([one - base, two - base]))
-        torch.testing.assert_close(merged.detach(), expected, rtol=1e-4, atol=2e-6)
+        moves = torch.stack([one - base, two - base])
+        clear = moves.sum(0).abs() > 1e-6  # elsewhere rounding elects the sign
+        assert clear.float().mean() > 0.9 or "lora_A" in name
+        expected = base + TIES(1.0)(moves)
+        torch.testing.assert_close(merged.detach()[clear], expected[clear], rtol=1e-4, atol=2e-6)
     assert not all(torch.equal(p, zero) for p, zero in zip(run.monitor.parameters, start, strict=True))
     assert [step.weights["npo(forget)"] for step in run.history] == [0.4] * 3 + [0.3] * 3
     assert len(run.history) == run.stop.step == 6
