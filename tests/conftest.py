@@ -114,9 +114,14 @@ def no_pages() -> Iterator[None]:
         yield
 
 
+def absent(what: str, variable: str) -> None:
+    """Skip a test for want of something, or fail it where the environment says that it must be there."""
+    (pytest.fail if os.environ.get(variable) else pytest.skip)(what)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real benchmark data beside the checkout; tests that need it skip where it is missing."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"benchmark data not found at {SHARED_DATA.name}/")
+        absent(f"benchmark data not found at {SHARED_DATA.name}/", "EXPUNGE_REQUIRE_DATA")
     return SHARED_DATA

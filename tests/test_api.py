@@ -198,6 +198,10 @@ def test_an_interrupted_evaluation_resumes_without_training_again(result, taught
         patched.setattr(Run, "evaluate", interrupting)
         with pytest.raises(KeyboardInterrupt):
             expunge.unlearn(taught, **sets, output=tmp_path / "out", **TINY)
+    with pytest.raises(UsageError, match="same model, data, method and seed"):
+        expunge.unlearn(
+            taught, **sets | {"forget": FORGET[:-1]}, output=tmp_path / "out", resume=True, **TINY
+        )
     with monkeypatch.context() as patched:
         patched.setattr("expunge.unlearner.Unlearner.train", lambda *_, **__: pytest.fail("trained again"))
         resumed = expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)

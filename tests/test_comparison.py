@@ -11,7 +11,7 @@ import conftest
 import expunge
 from expunge import UsageError, api, cli, tables, terminal
 from expunge.comparison import merge, refresh
-from expunge.comparison_record import read_comparison
+from expunge.comparison_record import read_comparison, write_comparison
 from expunge.record import read_record
 from expunge.runs import Run
 from expunge.unlearner import Unlearner
@@ -84,6 +84,23 @@ def test_what_is_taken_over_is_what_would_have_been_measured(study, model_folder
     sets = {name: tuple(rows) for name, rows in SETS.items()}
     fresh = expunge.evaluate(model_folder, **sets, bf16=False, template="none", seed=0)
     assert fresh.record.evaluations["before"].splits == found.before
+
+
+def test_a_trial_that_ended_just_before_a_kill_is_not_run_again(
+    study, model_folder, tmp_path, monkeypatch, no_pages
+):
+    import shutil
+
+    found, folder, _ = study
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    stale = [t.model_copy(update={"status": "pending", "splits": {}, "stop": None}) for t in found.trials]
+    write_comparison(found.model_copy(update={"trials": stale}), out)
+    monkeypatch.setattr(api, "unlearn", lambda *_, **__: pytest.fail("ran again"))
+    again = expunge.compare(
+        model_folder, methods=METHODS, seeds=[0, 1], output=out, resume=True, **SETS, **QUICK
+    )
+    assert again.trials == found.trials
 
 
 def test_parts_that_ran_side_by_side_are_merged_into_the_same_comparison(

@@ -233,3 +233,16 @@ def test_no_adversary_is_the_default():
     assert Hardening(sharpness=0.1)
     with pytest.raises(ValueError, match="radius"), uphill([], [], 0.0):
         pass
+
+
+@pytest.mark.parametrize("buffers", ["bf16", "cpu"])
+def test_gradients_that_wait_elsewhere_serve_sharpness_too(tokenizer, tmp_path, buffers):
+    plain = run(tokenizer, tmp_path / "a", ngdiff(tolerance=1e9), sharpness=0.05)
+    other = run(tokenizer, tmp_path / "b", ngdiff(tolerance=1e9), sharpness=0.05, gradient_buffers=buffers)
+    moved = (flat(plain.model) - flat(conftest.build_model())).norm()
+    assert (flat(other.model) - flat(plain.model)).norm() < 0.02 * moved
+
+
+def test_what_hardening_makes_useless_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="`refresh_every` must be 1 with `sharpness`"):
+        run(tokenizer, tmp_path, ngdiff(tolerance=1e9), sharpness=0.05, refresh_every=4)

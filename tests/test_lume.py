@@ -14,12 +14,14 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import naive_lume
-from expunge import UsageError
+from expunge import UsageError, terminal
 from expunge.benchmarks import lume, lume_scores
 from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.leaderboards import published
 from expunge.benchmarks.lume_files import official_results, read_generations, write_generations
 from expunge.benchmarks.lume_scores import Evidence, Item, clean, measured
+from expunge.cli import app
+from expunge.record import read_record
 from expunge.tables import Tables, examine
 from lume_world import documents, half_remembering, questions, rows, write_jsonl, write_world
 
@@ -438,3 +440,25 @@ def test_published_rows_are_means_of_their_parts() -> None:
         assert not row.ranked or row.mmlu >= lume_scores.THRESHOLD
     assert published("lume", "1B") == []
     assert published("tofu") == []
+
+
+def test_the_command_reads_the_official_files_and_sees_whose_rows_they_are(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: object) -> int:
+        line = ["evaluate", "lume", "--generations", *words, "--quiet"]
+        return terminal.guarded(lambda: app([*map(str, line)], exit_on_error=False, print_error=False))
+
+    data = write_world(tmp_path / "data")
+    assert call(files, "--output", tmp_path / "out") == 0
+    found = read_record(tmp_path / "out").evaluations["before"].splits
+    assert found == read_generations(files).splits
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert call(files, "--data", data) == 0
+    write_jsonl(data / "validation" / "forget.jsonl", rows("forget")[:-1])
+    assert call(files, "--data", data) == 2
+    assert "rows" in capsys.readouterr().err
+    assert call(tmp_path / "nowhere") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert call(files, "--reference-logs", files) == 2
+    assert "belongs to tofu" in capsys.readouterr().err

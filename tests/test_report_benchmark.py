@@ -19,7 +19,7 @@ from expunge.report.components import groups, headlines
 from expunge.report.leaderboard import Entrant, render_leaderboard, write_leaderboard
 from expunge.report.limits import not_tested
 from expunge.report.tables import anchor
-from expunge.report.wording import is_benchmark, stage_titles
+from expunge.report.wording import is_benchmark, meaning, stage_titles
 from record_factory import INJECTIONS, evaluation, map_strings, run_record, sparse_record, tofu_like
 from test_report import Page, shown
 
@@ -290,3 +290,11 @@ def test_a_folder_s_name_cannot_leave_its_link(tmp_path: Path) -> None:
 def test_a_board_without_rows_of_others_has_no_source() -> None:
     made = board("Numbers", [("all", "x")], [], PUBLISHED)
     assert (made.rows, made.sources, shared_keys([], PUBLISHED)) == ((), (), [])
+
+
+def test_a_benchmark_says_what_its_own_metrics_mean() -> None:
+    said = [row.meaning for group in groups(tofu_like()) for row in group.rows]
+    assert any("max(0, 1 - R)" in text for text in said)
+    assert not any("other records' responses" in text for text in said)
+    assert "40 %" in meaning("membership_min_k_auc", "tofu")
+    assert "fifth" in meaning("membership_min_k_auc")

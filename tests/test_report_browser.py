@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from conftest import absent
 from expunge.record import RunRecord
 from expunge.report import Published, render
 from expunge.report.leaderboard import Entrant, render_leaderboard
@@ -68,7 +69,7 @@ def chromium() -> str:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser found: none of {', '.join(names)} is on PATH")
+        absent(f"no browser found: none of {', '.join(names)} is on PATH", "EXPUNGE_REQUIRE_BROWSER")
     return found
 
 

@@ -10,10 +10,14 @@ from dataclasses import replace
 
 import pytest
 
+from conftest import absent
+from expunge import terminal
 from expunge.benchmarks.tofu import from_tofu_logs, metrics, read_log, write_logs
 from expunge.benchmarks.tofu.questions import OPTIONS, Loss, Question, Scores, log_ratio
+from expunge.cli import app
 from expunge.errors import UsageError
 from expunge.metrics import rouge_l_recall
+from expunge.record import read_record
 
 RUNS = ("full", "retain90", "retain95", "retain99")
 OURS = {"prob": "probability", "rougeL": "rouge_l_recall", "truth_ratio": "truth_ratio"}
@@ -23,17 +27,8 @@ OURS = {"prob": "probability", "rougeL": "rouge_l_recall", "truth_ratio": "truth
 def logs(shared_data):
     folder = shared_data / "tofu_reference_logs"
     if not folder.is_dir():
-        pytest.skip("the authors' evaluation logs are not there")
+        absent("the authors' evaluation logs are not there", "EXPUNGE_REQUIRE_DATA")
     return folder
-
-
-@pytest.fixture(scope="module")
-def shared_data():
-    from conftest import SHARED_DATA
-
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"benchmark data not found at {SHARED_DATA.name}/")
-    return SHARED_DATA
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +384,27 @@ def test_a_model_that_gives_no_number_has_no_forget_quality_but_nan():
         replace(broken, questions=broken.questions | {"forget": forget}), scores(), seed=0
     )
     assert math.isnan(found.splits["all"]["forget_quality"].value)
+
+
+def test_the_command_reads_logs_beside_a_reference(written, tmp_path, capsys):
+    def call(*words):
+        line = ["evaluate", *map(str, words)]
+        return terminal.guarded(lambda: app(line, exit_on_error=False, print_error=False))
+
+    for log, reference in zip(written["model"][:2], written["reference"][:2], strict=True):
+        out = tmp_path / log.stem
+        assert call("tofu", "--logs", log, "--reference-logs", reference, "--output", out, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == "evaluate"
+        record = read_record(out)
+        assert record.evaluations["before"].splits == from_tofu_logs(log, reference, 0).splits
+        assert "forget_quality" in record.evaluations["before"].splits["all"]
+        assert (out / "report.html").is_file()
+    log = written["model"][0]
+    for words, message in (
+        (["lume", "--logs", log], "--logs belongs to tofu"),
+        (["tofu", "--reference-logs", log], "Give the one that fits"),
+        (["tofu", "--logs", log, "--data", tmp_path], "go with --generations"),
+        (["tofu", "--logs", tmp_path / "none.json"], "none.json"),
+    ):
+        assert call(*words) == 2
+        assert message in capsys.readouterr().err

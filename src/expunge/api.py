@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
@@ -24,11 +25,11 @@ from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import CausalModel, load_model, weights_hash
+from expunge.models import CausalModel, configured_context, load_model, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.runs import ModelSource, Result, Run, RunOptions, claim
+from expunge.runs import ModelSource, Result, Run, RunOptions, claim, data_entries
 from expunge.settings import arguments, configuration, nearest, resolve_method
 from expunge.sources import REDACT
 from expunge.unlearner import Unlearner
@@ -74,6 +75,7 @@ def unlearn(
         0.02
     """
     options, settings = RunOptions.take(settings)
+    REDACT.set(options.redact)
     name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
     args = arguments(settings, options, name)
@@ -95,13 +97,19 @@ def unlearn(
     if chain:
         chain.check_result(run.models["before"].sha256, given=model is not None)
     finished = run.unfinished()
+    if finished:
+        _check_same(finished, run, recipe.name)
     run.derive(recipe, loaded, tokenizer)
     unlearner = _prepare(run, loaded, tokenizer, recipe)
     account(run, unlearner, tokenizer)
+    control = None
+    if options.evaluate and options.control is not None:  # refused while an earlier run still stands
+        control = run.load(options.control, tokenizer, "control")
     run.accept()
     if options.evaluate:
-        if options.control is not None:  # first: metrics that compare with a reference take it
-            run.evaluate("control", *run.load(options.control, tokenizer, "control"))
+        if control is not None:  # first: metrics that compare with a reference take it
+            run.evaluate("control", *control)
+            control = None
         run.evaluate("before", loaded, tokenizer)
     if finished:
         loaded, state = _written(run, finished), _state(finished)
@@ -195,6 +203,7 @@ def evaluate(
         UsageError: Data, model or settings cannot be used.
     """
     options, settings = RunOptions.take({"kind": "evaluate"} | settings)
+    REDACT.set(options.redact)
     given = {name: settings.pop(name, None) for name in ("forget", "retain", "holdout")}
     chosen = named_benchmark(
         benchmark, data, settings.pop("options", {}), any(d is not None for d in given.values())
@@ -209,11 +218,15 @@ def evaluate(
     run = Run("evaluate", args, sets, options, folder, benchmark=chosen)
     last: Stage = "after" if original is not None else "before"
     stages: dict[Stage, ModelSource | None] = {"control": reference, "before": original, last: model}
+    for source in stages.values():
+        if isinstance(source, str | Path):  # refused while an earlier run still stands
+            configured_context(source, trust_remote_code=options.trust_remote_code)
     loaded = None
     for stage, source in stages.items():
         if source is not None:
             loaded = run.load(source, tokenizer, stage)
-            run.accept()
+            if len(run.models) == 1:
+                run.accept()
             run.evaluate(stage, *loaded)
     assert loaded is not None
     settled: dict[str, Any] = {"precision": args.precision}
@@ -346,6 +359,19 @@ def _last(run: Run, settled: Mapping[str, Any], method: str, state: RunState) ->
     return record
 
 
+def _check_same(record: RunRecord, run: Run, method: str) -> None:
+    """The evaluation that is left is continued only with the model, data, method and seed of the training."""
+    now = {name: entry.sha256 for name, entry in data_entries(run.sets, run.benchmark).items()}
+    known = {name: entry.sha256 for name, entry in record.data.items()}
+    same = all(known.get(name) == sha for name, sha in now.items())
+    same = same and (record.method, record.seed) == (method, run.args.seed)
+    if not same or record.models["before"].sha256 != run.models["before"].sha256:
+        raise UsageError(
+            f"--resume must continue with the same model, data, method and seed; those of {run.folder} "
+            "differ. Give the same, or --overwrite to run again."
+        )
+
+
 def _usable(run: Run, state: RunState) -> bool:
     """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
     if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
@@ -369,7 +395,8 @@ def _written(run: Run, record: RunRecord) -> CausalModel:
     """
     assert run.folder is not None
     place = run.folder / "model"
-    model = load_model(place, trust_remote_code=run.options.trust_remote_code)
+    dtype = getattr(torch, record.models["after"].dtype, torch.float32)
+    model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
         raise UsageError(

@@ -174,8 +174,11 @@ class _Study:
 
     def run(self, model: str | Path) -> Comparison:
         """All trials that have not ended, one after another, until one is interrupted."""
+        self._write()  # what ended just before a kill has its record, and is not run again
+        for entry in self.comparison.trials:
+            if entry.status == "done":
+                _drop(self.folder / entry.name, keep=self.options.keep_models)
         open_ = [e for e in self.comparison.trials if e.name in self.trials and not _over(e)]
-        self._write()
         for number, entry in enumerate(open_, 1):
             self._tell(f"Trial {number} of {len(open_)}: {entry.name}")
             entry = self._tried(entry, model)

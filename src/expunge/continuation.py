@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge.benchmarks.records import UserRecords
@@ -83,7 +84,8 @@ def _first_model(run: Run, chain: Chain) -> CausalModel:
     else:
         source = str(given or chain.first.source)
         try:
-            first = load_model(source)
+            dtype = getattr(torch, chain.first.dtype, torch.float32)
+            first = load_model(source, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
         except UsageError as error:
             raise UsageError(
                 "The model before the first request must be readable, since utility is accounted against it: "

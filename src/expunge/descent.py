@@ -178,7 +178,7 @@ class Descent:
             self._buffers.combine(self.weights)
             if self.carries:
                 self.staleness = self._staleness(gramian)
-                self.carried[self._key] = self.weights.tolist()
+                self.carried = {self._key: self.weights.tolist()}  # other objectives' are out of date by now
         self._observe(losses)
         return True
 

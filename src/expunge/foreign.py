@@ -8,6 +8,7 @@ from pathlib import Path
 
 from expunge import output as folders
 from expunge.benchmarks.benchmark import Measured
+from expunge.benchmarks.lume import Lume
 from expunge.benchmarks.samples import samples
 from expunge.environment import environment, installed
 from expunge.errors import UsageError
@@ -25,6 +26,7 @@ def read_results(
     output: Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    rows: Lume | None = None,
 ) -> RunRecord:
     """Turn a benchmark's own result files into a record and its page.
 
@@ -36,11 +38,12 @@ def read_results(
         output: Folder for `record.json` and `report.html`, new or empty; None writes nothing.
         seed: Of the intervals.
         overwrite: Replace an earlier run in `output`.
+        rows: LUME: the data that the files should be of; None takes what is in the files for it.
 
     Raises:
         UsageError: The benchmark has no such files, or they cannot be used.
     """
-    found = _measured(benchmark, results, reference, seed)
+    found = _measured(benchmark, results, reference, seed, rows)
     given = {"results": results, "reference": reference}
     read = {name: path for name, path in given.items() if path is not None}
     record = RunRecord(
@@ -64,7 +67,9 @@ def read_results(
     return record
 
 
-def _measured(benchmark: str, results: Path, reference: Path | None, seed: int) -> Measured:
+def _measured(
+    benchmark: str, results: Path, reference: Path | None, seed: int, rows: Lume | None
+) -> Measured:
     if benchmark == "tofu":
         from expunge.benchmarks.tofu.logs import from_tofu_logs
 
@@ -76,7 +81,7 @@ def _measured(benchmark: str, results: Path, reference: Path | None, seed: int) 
             raise UsageError(
                 "--reference-logs belongs to tofu; lume compares with no reference. Leave it out."
             )
-        return read_generations(results, None, seed)
+        return read_generations(results, rows, seed)
     raise UsageError(
         f"Result files are read for tofu (--logs) and lume (--generations); got {benchmark!r}. "
         "Give --model to measure a model."

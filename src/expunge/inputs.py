@@ -13,7 +13,7 @@ FLAGS = {
     "model", "forget", "retain", "holdout", "data", "output", "output_dir", "resume", "overwrite",
     "control", "original", "reference", "cache", "prompt_field", "response_field", "kind", "claimed",
     "reporter", "source", "notes", "evaluate", "benchmark", "options", "redact", "trust_remote_code",
-    "after", "forgotten", "neighbours",
+    "after", "forgotten", "neighbours", "tokenizer", "methods", "seeds", "grid",
 }  # fmt: skip
 """What a flag or the verb says, and a setting therefore may not."""
 

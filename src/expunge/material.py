@@ -154,6 +154,11 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             f"`refresh_every` must be 1 for method {method.name!r}, whose weights depend on no gradient "
             f"(one backward pass is all it takes); got {args.refresh_every}. Leave it out."
         )
+    if args.refresh_every > 1 and args.hardening:
+        raise ValueError(
+            "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
+            f"objective at every step; got {args.refresh_every}. Leave one of them out."
+        )
     if needy and zero_stage(args) is not None:
         raise ValueError(
             f"method {method.name!r} needs the gradient of each objective, which DeepSpeed's engine "

@@ -25,6 +25,7 @@ from expunge.contrast import CONTRAST, TEMPLATES, Draft
 from expunge.derived import Means
 from expunge.environment import installed
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
 from expunge.models import CausalModel, load_model, load_tokenizer, weights_hash
@@ -140,6 +141,7 @@ class Near:
     notes: tuple[str, ...] = ()
 
 
+@exclusive
 def find_neighbours(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,

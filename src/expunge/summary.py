@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from expunge.record import Metric, RunRecord
+from expunge.record import Metric, RunRecord, Stage
 from expunge.report.wording import ALL, is_benchmark
 
 ROWS = {
@@ -27,7 +27,7 @@ ROWS = {
 
 def table(record: RunRecord) -> Iterator[RenderableType]:
     """What a person reads at the end of a run."""
-    stages = list(record.evaluations)
+    stages = [stage for stage in get_args(Stage) if stage in record.evaluations]
     if stages:
         grid = Table(box=None, pad_edge=False, header_style="bold")
         grid.add_column("")

@@ -54,6 +54,7 @@ def key(
     facts = {
         "weights": weights_hash(inner),
         "configuration": inner.config.to_diff_dict(),
+        "adapters": _adapter_facts(model),
         "attention": inner.config._attn_implementation,
         "ends": generation.eos_token_id if generation is not None else None,
         "tokenizer": _tokenizer_facts(tokenizer),
@@ -67,6 +68,16 @@ def key(
         "code": _code_hash(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _adapter_facts(model: nn.Module) -> list[Any]:
+    """What adapters do beyond their weights: their settings, which act, and whether they are switched off."""
+    settings = getattr(model, "peft_config", None)
+    if settings is None:
+        return []
+    layers = [module for module in model.modules() if "disable_adapters" in dir(type(module))]
+    off = sorted({bool(module.disable_adapters) for module in layers})
+    return [{name: found.to_dict() for name, found in settings.items()}, str(model.active_adapters), off]
 
 
 def recall(

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from expunge.collate import Encoded
-from expunge.generation import Generation, generate
+from expunge.generation import Generation, Guarded, generate
 from expunge.gradients import gradient_norms
 from expunge.inference import Precision, Progress, cache_bytes
 from expunge.prefixes import Prefixes
@@ -126,7 +126,7 @@ def examine(
     passes = _Passes(
         model, tokenizer, precision, (batch_tokens, batch_tokens) if batch_tokens else sizes, progress
     )
-    if cache is None:
+    if cache is None or isinstance(model, Guarded):  # what filters make of answers is not kept
         return passes.tables(parts)
     from expunge import table_cache  # imports this module
 

@@ -341,6 +341,8 @@ class Unlearner(Trainer):
         self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)
         if (rule := self.args.zeroth) is not None and rule.due(step):
             self.descent.estimate(rule, seed=(self.args.seed << 32) + step)
+            if not carry:
+                self.descent.carried.clear()  # the refresh falls to the next plain step
 
     def before_optimizer(self) -> None:
         """Event of the step loop: the gradient is ready, the parameters have not moved."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from expunge import chain, checkpoints, output
 from expunge.environment import installed
 from expunge.errors import UsageError
@@ -88,7 +90,8 @@ def _model(stage: str, entry: ModelEntry, folder: Path, trust_remote_code: bool)
     if stage != "after" and not (Path(place).is_dir() or place == DEFAULT_MODEL):
         return Finding(what, "not checked", "no folder of that name here; nothing is fetched")
     try:
-        model = load_model(place, trust_remote_code=trust_remote_code)
+        dtype = getattr(torch, entry.dtype, torch.float32)  # the hash is over the bytes as they were loaded
+        model = load_model(place, dtype=dtype, trust_remote_code=trust_remote_code)
     except UsageError as error:
         return Finding(what, "differs" if stage == "after" else "not checked", str(error))
     return _compared(what, "weights", weights_hash(model), entry.sha256)

@@ -27,6 +27,7 @@ from expunge.auditing.running import Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
+from expunge.locks import exclusive
 from expunge.record import ModelEntry
 from expunge.report.audit import write_page
 from expunge.runs import ModelSource, data_entry
@@ -47,6 +48,7 @@ class AuditResult:
     folder: Path | None
 
 
+@exclusive
 def audit(
     model: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None = None,

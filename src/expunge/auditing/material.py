@@ -97,7 +97,9 @@ def _sets(
             "folder of a "
             "finished run."
         )
-    fields = RunOptions(prompt_field=options.prompt_field, response_field=options.response_field)
+    fields = RunOptions(
+        prompt_field=options.prompt_field, response_field=options.response_field, redact=options.redact
+    )
     order = [name for name in given if name in named or name in known]
     return api.read_sets({name: named.get(name, known.get(name)) for name in order}, fields), notes
 
@@ -113,7 +115,8 @@ def _from_run(given: Mapping[Role, Source], run: RunFolder) -> tuple[dict[Role, 
         elif named is not None:
             source, sha256 = named
             place = next((str(p) for p in (Path(source), run.folder.parent / source) if p.is_dir()), source)
-            quantised = role == "original" and bool(run.record.configuration.get("lora_4bit"))
+            narrow = any(run.record.configuration.get(key) for key in ("lora_4bit", "lora_bf16"))
+            quantised = role == "original" and narrow
             try:
                 load_tokenizer(place)
                 sources[role] = Source(role, place, "" if quantised else sha256)

@@ -80,9 +80,10 @@ def evaluate(
     from expunge import api
 
     if logs or generations or reference_logs:
+        rows = _rows_of(benchmark, data, inputs.pairs(option, "--option", "fold=train"))
         _read_results(
             benchmark, logs, generations, reference=reference_logs, output=output, seed=seed or 0,
-            overwrite=overwrite, quiet=quiet, as_json=json_,
+            overwrite=overwrite, rows=rows, quiet=quiet, as_json=json_,
         )  # fmt: skip
         return
     if output is None:
@@ -199,6 +200,20 @@ def compare(
         reporter=terminal.reporter(quiet or json_),
     )
     terminal.compared(found, output, quiet=quiet, as_json=json_)
+
+
+def _rows_of(benchmark: str, data: str | None, options: dict[str, Any]) -> Any:
+    """The rows that result files must be of, where they are named: LUME only, whose files name theirs."""
+    if data is None and not options:
+        return None
+    if benchmark != "lume" or data is None:
+        raise UsageError(
+            "--data and --option go with --generations of lume, to see that the files are of these rows; "
+            "logs hold their own questions. Leave them out."
+        )
+    from expunge.benchmarks import BENCHMARKS
+
+    return BENCHMARKS["lume"](Path(data), **options)
 
 
 def _read_results(

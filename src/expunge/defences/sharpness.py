@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from expunge.gramian import inner
+from expunge.shards import Sums, share, shares
 
 
 @contextmanager
@@ -42,16 +42,20 @@ def uphill(
     """
     if not 0 < radius < math.inf:
         raise ValueError(f"`radius` must be positive; got {radius}. Leave it out to move nothing.")
-    length = math.sqrt(max(inner(gradient, gradient), 0.0))
+    sums = Sums(1)  # the parameter says which ranks hold other shares; a gradient that waits does not
+    for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None:
+            sums.add(0, parameter, part, part)
+    length = math.sqrt(max(float(sums.total()), 0.0))
     if not 0 < length < math.inf:
         yield
         return
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
-            for parameter, part in zip(parameters, gradient, strict=True):
+            for own, part in zip(shares(parameters), gradient, strict=True):
                 if part is not None:
-                    parameter.add_(part, alpha=radius / length)
+                    own.add_(share(part).to(own), alpha=radius / length)
         torch.clear_autocast_cache()  # weights that were cast at θ must not serve here, nor the reverse
         yield
     finally:

@@ -17,13 +17,14 @@ from expunge.report.wording import (
     METRICS,
     SPLITS,
     interval_text,
+    meaning,
     split_title,
     stage_titles,
     value_text,
     words,
 )
 
-_MOST_HEADLINES = 4
+_MOST_HEADLINES = 5
 _UNBOUNDED = ("nll", "loss", "perplexity", "norm", "privleak")
 
 
@@ -112,7 +113,7 @@ def _component(record: RunRecord, split: str, name: str) -> Component:
     said = words(name)
     return Component(
         said.name,
-        said.meaning,
+        meaning(name, record.configuration.get("benchmark")),
         " / ".join(counts),
         tuple(cells),
         anchor(split, name),

@@ -143,6 +143,24 @@ def words(metric: str) -> Words:
     return METRICS.get(metric) or Words(metric.replace("_", " "), _catalogued().get(metric, ""))
 
 
+OWN_MEANING = ("truth_ratio", "membership_min_k_auc", "privleak")
+"""Metrics that benchmarks define otherwise than for the user's own records: theirs is what is said."""
+
+
+def meaning(metric: str, benchmark: str | None = None) -> str:
+    """What a metric means, in a benchmark's own words where these differ."""
+    if benchmark is None or metric not in OWN_MEANING:
+        return words(metric).meaning
+    return _benchmark_lines(benchmark).get(metric) or words(metric).meaning
+
+
+@cache
+def _benchmark_lines(benchmark: str) -> dict[str, str]:
+    from expunge.benchmarks import BENCHMARKS
+
+    return dict(BENCHMARKS[benchmark].metrics) if benchmark in BENCHMARKS else {}
+
+
 @cache
 def _catalogued() -> dict[str, str]:
     from expunge.catalogue import metrics

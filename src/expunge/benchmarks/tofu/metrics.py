@@ -43,6 +43,7 @@ METRICS: Mapping[str, str] = {
     "extraction_strength": "Share of the answer, from its end, that the model completes by itself.",
     "exact_memorization": "Share of the answer's tokens that are the likeliest ones.",
     **{f"membership_{name}_auc": line for name, line in membership.ATTACKS.items()},
+    "membership_min_k_auc": "By the mean log-probability of the least likely 40 % of the answer's tokens.",
     "model_utility": "Harmonic mean of nine: three metrics on retain, real authors and world facts.",
     "forget_ks": "Largest distance between the distributions of truth ratios here and in the retain model.",
     "forget_quality": "p value of that distance: near 1, no difference from the retain model is visible.",
