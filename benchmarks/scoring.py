@@ -56,7 +56,7 @@ def naive(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    found: dict[str, list[Any]] = {"log_probs": [], "tokens": [], "seconds": []}
+    found: dict[str, list[Any]] = {"log_probs": [], "matches": [], "tokens": [], "seconds": []}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
     started = time.perf_counter()
     for row in rows:
@@ -70,16 +70,26 @@ def naive(
             prompt = ids[:, : row.prompt_length]
             out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=greedy)
         found["log_probs"].append(own.tolist())
+        found["matches"].append((logits.argmax(-1) == ids[0, row.prompt_length :]).tolist())
         found["tokens"].append(out[0, row.prompt_length :].tolist())
         found["seconds"].append(time.perf_counter() - begun)
     return found
 
 
+def changed_argmax(batched: Sequence[Sequence[bool]], single: Sequence[Sequence[bool]]) -> int:
+    """Labels that are the likeliest token in one of the two ways only, over the rows that both did."""
+    return sum(
+        a != b for many, few in zip(batched, single, strict=False) for a, b in zip(many, few, strict=True)
+    )
+
+
 def compared(rows: Sequence[Encoded], tables: Tables, one: dict[str, list[Any]]) -> dict[str, Any]:
-    """Agreement over the rows that both did."""
+    """Agreement over the rows that both did; in bf16, padding now and then moves an argmax."""
     table, order = tables["fold"], range(len(one["tokens"]))
     return {
         "rows": len(order),
+        "labels": sum(map(len, one["matches"])),
+        "changed_argmax": changed_argmax([score.matches for score in table.scores], one["matches"]),
         "other_text": sum(list(table.generations[i].tokens) != one["tokens"][i] for i in order),
         "largest_log_prob_difference": max(
             (

@@ -91,6 +91,27 @@ def test_every_component_agrees_with_the_naive_scorer(
     )
 
 
+def test_every_text_is_what_the_row_gives_alone(
+    tables: Tables, taught: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for split, found in SPLITS.items():
+        batched = [generation.text for generation in tables[split].generations]
+        assert batched == [naive_lume.generate(taught, tokenizer, row["input"]).strip() for row in found]
+
+
+def test_the_command_measures_a_folder_and_leaves_a_page(
+    taught: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: Path, found: Measured, tmp_path: Path
+) -> None:
+    for part in (taught, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    line = ["evaluate", "lume", "--model", tmp_path / "model", "--data", world, "--option", "shots=2"]
+    line += ["--output", tmp_path / "out", "--quiet"]
+    assert terminal.guarded(lambda: app([*map(str, line)], exit_on_error=False, print_error=False)) == 0
+    record = read_record(tmp_path / "out")
+    assert record.evaluations["before"].splits["all"].keys() == found.splits["all"].keys()
+    assert "final score" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").lower()
+
+
 def test_losses_are_those_of_the_official_tokenization(
     benchmark_: lume.Lume, tables: Tables, taught: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,3 +224,14 @@ def test_logits_that_a_model_changes_are_taken_from_its_forward_pass(
     monkeypatch.setattr(scoring, "_LOGIT_ELEMENTS", 40 * 384)
     for row, ours in zip(encoded, score(capped, encoded, pad_id=EOS), strict=True):
         np.testing.assert_allclose(ours.log_probs, naive_scores(capped, row)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_benchmark_counts_labels_whose_argmax_a_batch_changes() -> None:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "scoring.py"
+    spec = importlib.util.spec_from_file_location("scoring_benchmark", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.changed_argmax([[True, False], [True], [False]], [[True, True], [False]]) == 2
+    assert module.changed_argmax([[True, False]], [[True, False]]) == 0
