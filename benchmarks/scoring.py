@@ -78,9 +78,8 @@ def naive(
 
 def changed_argmax(batched: Sequence[Sequence[bool]], single: Sequence[Sequence[bool]]) -> int:
     """Labels that are the likeliest token in one of the two ways only, over the rows that both did."""
-    return sum(
-        a != b for many, few in zip(batched, single, strict=False) for a, b in zip(many, few, strict=True)
-    )
+    pairs = (zip(many, few, strict=True) for many, few in zip(batched, single, strict=False))
+    return sum(bool(a) != bool(b) for row in pairs for a, b in row)
 
 
 def compared(rows: Sequence[Encoded], tables: Tables, one: dict[str, list[Any]]) -> dict[str, Any]:
