@@ -6,14 +6,12 @@ understand raises `AUDIT_SCHEMA`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from expunge.errors import UsageError
-from expunge.record import DataEntry, Entry, Environment, Metric, ModelEntry, write_atomically
+from expunge.record import DataEntry, Entry, Environment, Metric, ModelEntry, read_versioned, write_atomically
 
 AUDIT_SCHEMA: Final = 1
 FILE: Final = "audit.json"
@@ -161,16 +159,4 @@ def read_audit(folder: Path) -> AuditRecord:
     Raises:
         UsageError: The file is missing, is not an audit, or has another schema.
     """
-    file = folder / FILE
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("schema_version") != AUDIT_SCHEMA:
-            raise UsageError(
-                f"{file} must have schema version {AUDIT_SCHEMA}; it has {raw.get('schema_version')!r}. "
-                "Read it with the version of expunge that wrote it."
-            )
-        return AuditRecord.model_validate(raw)
-    except FileNotFoundError:
-        raise UsageError(f"{file} does not exist. Name the --output folder of an audit.") from None
-    except (ValidationError, ValueError) as error:
-        raise UsageError(f"{file} is not an audit: {error}") from None
+    return read_versioned(folder / FILE, AuditRecord, AUDIT_SCHEMA, "an audit", "an audit")

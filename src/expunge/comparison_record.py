@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from expunge.environment import installed
 from expunge.errors import UsageError
@@ -27,6 +27,7 @@ from expunge.record import (
     ModelEntry,
     RunRecord,
     Stop,
+    read_versioned,
     write_atomically,
 )
 from expunge.trials import Trial
@@ -221,19 +222,7 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         UsageError: The file is missing, is not a comparison, or has another schema.
     """
-    file = folder / FILE
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("schema_version") != COMPARISON_SCHEMA:
-            raise UsageError(
-                f"{file} must have schema version {COMPARISON_SCHEMA}; it has {raw.get('schema_version')!r}. "
-                "Read it with the version of expunge that wrote it."
-            )
-        return Comparison.model_validate(raw)
-    except FileNotFoundError:
-        raise UsageError(f"{file} does not exist. Name the --output folder of a comparison.") from None
-    except (ValidationError, ValueError) as error:
-        raise UsageError(f"{file} is not a comparison: {error}") from None
+    return read_versioned(folder / FILE, Comparison, COMPARISON_SCHEMA, "a comparison", "a comparison")
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

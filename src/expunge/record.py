@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ os.umask(_UMASK)
 SCHEMA_VERSION: Final = 1
 
 Stage = Literal["before", "after", "control"]
+Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
 class Entry(BaseModel):
@@ -212,18 +213,34 @@ def read_record(path: Path) -> RunRecord:
         UsageError: The file is missing, is not a record, or was written by a newer schema.
     """
     file = path / "record.json" if path.is_dir() else path
+    return read_versioned(file, RunRecord, SCHEMA_VERSION, "a run record", "a finished run")
+
+
+def read_versioned(file: Path, kind: type[Versioned], version: int, called: str, of: str) -> Versioned:
+    """Read a typed record that carries its schema version.
+
+    Args:
+        file: JSON.
+        kind: What it holds.
+        version: The schema that this code knows.
+        called: What an error calls it: "an audit".
+        of: Whose --output folder an error asks for: "a finished run".
+
+    Raises:
+        UsageError: The file is missing, is not such a record, or has another schema.
+    """
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+        if isinstance(raw, dict) and raw.get("schema_version") != version:
             raise UsageError(
-                f"{file} must have schema version {SCHEMA_VERSION}; it has {raw.get('schema_version')!r}. "
+                f"{file} must have schema version {version}; it has {raw.get('schema_version')!r}. "
                 "Read it with the version of expunge that wrote it."
             )
-        return RunRecord.model_validate(raw)
+        return kind.model_validate(raw)
     except FileNotFoundError:
-        raise UsageError(f"{file} does not exist. Name the --output folder of a finished run.") from None
+        raise UsageError(f"{file} does not exist. Name the --output folder of {of}.") from None
     except (ValidationError, ValueError) as error:
-        raise UsageError(f"{file} is not a run record: {error}") from None
+        raise UsageError(f"{file} is not {called}: {error}") from None
 
 
 def write_atomically(path: Path, text: str) -> Path:
