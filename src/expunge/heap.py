@@ -1,25 +1,38 @@
-"""Keeping freed memory for the next step.
+"""The memory of a process that trains on the CPU: what it keeps for the next step, and what it does not.
 
-A training step on the CPU frees and takes gigabytes. The C library hands large blocks back to the
-kernel and faults them in again page by page; on the two-core machine of `benchmarks/results` that
-was half of the time of a step.
+A training step frees and takes gigabytes. The C library hands large blocks back to the kernel and faults
+them in again page by page; on the two-core machine of `benchmarks/results` that was half of the time of a
+step.
+
+Batches of many lengths have a product of matrices for every number of tokens, and oneDNN, which computes
+these in bf16, keeps compiled code and packed weights of the last 1,024 of them, torch another 1,024: on a
+processor with AMX about 1 MB each (473 MB after 150 lengths of a single layer, 92 MB with the limits
+below, at the same speed). A step needs those of its own two or three shapes again and again, and no others.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Parameters of glibc's mallopt (malloc.h)."""
 
+CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""Products of matrices that are kept compiled; what the user's environment says wins."""
+
 
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees; the peak stays, the level between steps does not fall.
 
+    Call it before the first forward pass: limits of caches are read then.
+
     Returns:
         Whether the C library took the setting: glibc does, others do without.
     """
+    for name, capacity in CACHES.items():
+        os.environ.setdefault(name, capacity)
     if not sys.platform.startswith("linux"):
         return False
     try:
