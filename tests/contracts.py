@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from expunge.step_sizes import Line, Pace, StepSize, WithinBudget
+from expunge.step_sizes import Line, StepSize, WithinBudget
 from expunge.weightings import Stateful, Weighting
 
 SLACK, CANCELLED = 1e-10, 1e-8
@@ -175,10 +175,3 @@ def assert_positive_and_clipped(rule: StepSize, line: Line, rate: float, clip: t
     assert clip[0] * rate * (1 - 1e-12) <= proposal.learning_rate <= clip[1] * rate * (1 + 1e-12)
     assert proposal.learning_rate > 0
     assert proposal.decision
-
-
-def assert_follows_the_budget(pace: Pace, factor: float, spent: tuple[float, float], limit: float) -> None:
-    """Positive, bounded, and the slower the more of the budget is spent, whatever the reading."""
-    less, more = (pace.follow(factor, share) for share in sorted(spent))
-    assert 1 / limit <= more <= less <= limit
-    assert pace.follow(factor, math.nan) == pace.follow(factor, math.inf) <= more

@@ -179,7 +179,6 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         ({"weighting": "mgda"}, "TorchJD(MGDAWeighting", "schedule", "ngdiff+mgda"),
         ({"weighting": f"{mine}:Halves", "step_size": "gen"}, "Halves()", "GeN(", "ngdiff+Halves+gen"),
         ({"step_size": "within-budget"}, "Normalized()", "WithinBudget(", "ngdiff+within-budget"),
-        ({"step_size": "paced"}, "Normalized()", "Paced(", "ngdiff+paced"),
         (
             {"step_size": "schedule", "method": "ngdiff-gen"},
             "Normalized()",
@@ -203,7 +202,7 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         ({"weighting": "{}:number"}, "must name what needs no arguments|must be a Weighting"),
         ({"weighting": "krum"}, r"as many objectives as there are \(2\)"),
         ({"step_size": "genn"}, "Did you mean gen"),
-        ({"step_size": "{}:Halves"}, "must be a StepSize or a Pace; .* is Halves"),
+        ({"step_size": "{}:Halves"}, "must be a StepSize; .* is Halves"),
         ({"method": "grad-ascent", "weighting": "bi-level"}, r"as many objectives as there are \(1\)"),
         ({"method": "grad-ascent", "step_size": "gen"}, "must read retain records"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import contracts
 from expunge import step_sizes
-from expunge.step_sizes import GeN, Line, Paced, WithinBudget, largest_within, standard_error, weighted_mean
+from expunge.step_sizes import GeN, Line, WithinBudget, largest_within, standard_error, weighted_mean
 
 RULES = [GeN(), GeN(significance=2.0), GeN(clip=(0.1, 10.0))]
 BUDGETS = [WithinBudget(), WithinBudget(every=1), WithinBudget(0.5, clip=(0.1, 10.0), significance=0.0)]
@@ -225,28 +225,3 @@ def test_bad_budgets(arguments):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(step_sizes, extraglobs={"torch": torch}).failed == 0
-
-
-@pytest.mark.parametrize("pace", [Paced(), Paced(2.0, 10.0), Paced(1.0, 1.0)], ids=repr)
-@given(
-    factor=st.floats(1e-3, 1e3),
-    spent=st.tuples(st.floats(allow_nan=False), st.floats(allow_nan=False)),
-)
-def test_a_pace_follows_the_budget(pace, factor, spent):
-    contracts.assert_follows_the_budget(pace, factor, spent, pace.limit)
-
-
-def test_a_pace_rests_where_half_the_budget_is_spent():
-    """The loss as a linear answer to the rate: the pace settles where the loss is half the tolerance."""
-    factor = 1.0
-    for _ in range(60):
-        factor = Paced(growth=1.25, limit=10.0).follow(factor, spent=factor / 5.0)
-    assert math.isclose(factor, 2.5, rel_tol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "values", [{"growth": 0.9}, {"limit": 0.5}, {"growth": math.inf}, {"limit": math.nan}]
-)
-def test_a_pace_refuses_factors_that_are_none(values):
-    with pytest.raises(ValueError, match="at least 1 and finite"):
-        Paced(**values)

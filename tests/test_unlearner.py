@@ -23,7 +23,7 @@ from expunge.objectives import NLL, Ascent
 from expunge.probe import token_logits
 from expunge.record import Check
 from expunge.records import read_records
-from expunge.step_sizes import GeN, Paced, WithinBudget
+from expunge.step_sizes import GeN, WithinBudget
 from expunge.stopping import RetainBudget
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant, Normalized
@@ -407,30 +407,6 @@ def test_the_largest_step_within_budget_is_measured_against_the_start(tokenizer,
         "keep: slope not resolved",
     }
     assert max(p.retain_loss for p in probes) <= start + 0.2
-
-
-def test_a_pace_grows_within_budget_and_falls_over_it(tokenizer, tmp_path, taught):
-    """The tolerance is soon passed: η has grown by then, falls while over it, and every step says its η."""
-    budget = RetainBudget(tolerance=0.05, every=1, rows=10, patience=40)
-    method = replace(ngdiff(), step_size=Paced(growth=2.0, limit=64.0), budget=budget)
-    run = unlearner(tokenizer, tmp_path, method, model=taught, learning_rate=1e-5, max_steps=30)
-    run.train()
-    probes, steps, start = run.monitor.state.probes, run.history, statistics.fmean(run.monitor.state.start)
-    assert all(
-        math.isclose(probe.learning_rate_after, step.learning_rate)
-        for probe, step in zip(probes, steps[1:], strict=False)
-    )
-    rates = [probe.learning_rate_after / probe.learning_rate_before for probe in probes[:-1]]
-    spent = [(probe.retain_loss - start) / budget.tolerance for probe in probes[:-1]]
-    assert max(step.learning_rate for step in steps) > 4e-5
-    assert min(rates) < 1 < max(rates)
-    assert all(rate >= 1 for rate, share in zip(rates, spent, strict=True) if share < 0.4)
-    assert all(rate <= 1 for rate, share in zip(rates, spent, strict=True) if share > 0.6)
-
-
-def test_a_pace_needs_a_budget():
-    with pytest.raises(ValueError, match="must have a retain budget for Paced"):
-        replace(ngdiff(), step_size=Paced(), budget=None)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name

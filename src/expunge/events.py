@@ -41,9 +41,7 @@ class StepEvents(TrainerCallback):
     ) -> None:
         monitor = self.unlearner.monitor
         self.unlearner.end_phase()
-        stop = monitor.after_step(state.global_step, self.unlearner.rate)
-        self.unlearner.keep_pace()
-        if stop:
+        if monitor.after_step(state.global_step, self.unlearner.rate):
             control.should_training_stop = True
             control.should_save = False  # the end is not to be resumed
         elif self.unlearner.interrupted_anywhere():

@@ -25,7 +25,7 @@ from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.shards import shares
-from expunge.step_sizes import Pace, Proposal, StepSize, standard_error, weighted_mean
+from expunge.step_sizes import Proposal, standard_error, weighted_mean
 from expunge.weightings import Stateful, Weighting
 
 STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
@@ -38,7 +38,6 @@ class RunState(BaseModel):
     start: list[float] = []
     repairing: bool = False
     over_budget: int = 0
-    pace: float = 1.0
     good_step: int | None = None
     steps: list[Step] = []
     probes: list[Probe] = []
@@ -81,7 +80,6 @@ class Monitor:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
         self._latest: tuple[int, Tensor] | None = None
-        self._turn = 1.0
         self._rows: Sequence[Batch] = probe
         self._zero = torch.zeros(0)
 
@@ -89,11 +87,6 @@ class Monitor:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    @property
-    def rule(self) -> StepSize | None:
-        """The step-size rule that measures along updates, if the method has one."""
-        return self.method.step_size if isinstance(self.method.step_size, StepSize) else None
 
     @property
     def weighting(self) -> Weighting:
@@ -106,7 +99,8 @@ class Monitor:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
             self.method.weighting.reset()
-        if (self.method.budget or (self.rule and self.rule.rows)) and not self.state.steps:
+        rule = self.method.step_size
+        if (self.method.budget or (rule and rule.rows)) and not self.state.steps:
             losses, anchored = self._measure(self.model), bool(self.state.start)
             self.state.start = self.state.start or losses.tolist()
             self._latest = (0, losses)
@@ -130,7 +124,7 @@ class Monitor:
 
     def line_due(self, step: int, rate: float) -> bool:
         """Whether the step-size rule measures along the update of this step (counted from 0)."""
-        rule = self.rule
+        rule = self.method.step_size
         return rule is not None and rate > 0 and not self.state.repairing and step % rule.every == 0
 
     def begin_line(self, step: int, retain: Sequence[Batch]) -> None:
@@ -140,7 +134,7 @@ class Monitor:
             step: Optimizer steps taken.
             retain: The step's own retain batches, for rules that read these.
         """
-        rule = self.rule
+        rule = self.method.step_size
         assert rule is not None
         self._rows = self.probe if rule.rows else retain
         known = rule.rows and self._latest is not None and self._latest[0] == step
@@ -148,7 +142,7 @@ class Monitor:
 
     def search(self, step: int, rate: float, before: Sequence[Tensor]) -> float:
         """Measure along the update just made; rescale it if the rule says so. Returns η_new / η."""
-        rule, rows = self.rule, self._rows
+        rule, rows = self.method.step_size, self._rows
         assert rule is not None
         line = measure_line(
             self.parameters, before, self._zero, lambda: row_losses(self.model, rows), row_tokens(rows)
@@ -174,11 +168,6 @@ class Monitor:
             )
         )
         return factor
-
-    def take_turn(self) -> float:
-        """η_new / η, where the reading just made changed the pace; asking takes it."""
-        turn, self._turn = self._turn, 1.0
-        return turn
 
     def after_step(self, step: int, rate: float) -> Stop | None:
         """Readings and checks due after so many steps; a reason to stop, if there is one.
@@ -357,7 +346,6 @@ class Monitor:
         over = not weighted_mean(change, tokens) <= budget.tolerance
         self.state.over_budget = self.state.over_budget + 1 if over else 0
         self.state.repairing = over and budget.repair
-        self._follow(weighted_mean(change, tokens) / budget.tolerance)
         verdict = "repair: over budget" if self.state.repairing else "over budget"
         self.state.probes.append(
             Probe(
@@ -365,17 +353,12 @@ class Monitor:
                 retain_loss=weighted_mean(losses, tokens),
                 standard_error=standard_error(change, tokens),
                 learning_rate_before=rate,
-                learning_rate_after=rate * self._turn,
+                learning_rate_after=rate,
                 decision=what + (verdict if over else "within budget"),
             )
         )
         if not over and self.phases is None:
             self._keep(step)
-
-    def _follow(self, spent: float) -> None:
-        if isinstance(self.method.step_size, Pace):
-            pace = self.method.step_size.follow(self.state.pace, spent)
-            self._turn, self.state.pace = pace / self.state.pace, pace
 
     def _keep(self, step: int) -> None:
         self.state.good_step = step

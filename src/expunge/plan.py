@@ -20,7 +20,6 @@ from expunge.hardware import HEADROOM, UTILISATION, Device
 from expunge.methods import Method
 from expunge.observation import sources_of
 from expunge.references import live_sources
-from expunge.step_sizes import StepSize
 
 Engine = Literal["one", "ddp", "fsdp"]
 
@@ -195,7 +194,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         "reduction buckets": trained if request.engine == "ddp" else 0,
     }
     copies = {"cast weights": 0 if args.gradient_checkpointing and args.lora_rank else traced.copies}
-    line = isinstance(method.step_size, StepSize)
+    line = method.step_size is not None
     update = kept | {"gradients": trained + waiting}
     return {
         "start of the last backward pass": kept

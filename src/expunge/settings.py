@@ -21,7 +21,7 @@ from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
 from expunge.runs import RunOptions
-from expunge.step_sizes import STEP_SIZES, Pace, StepSize
+from expunge.step_sizes import STEP_SIZES, StepSize
 from expunge.weightings import WEIGHTINGS, Weighting
 
 RESERVED = {
@@ -81,13 +81,13 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
         raise UsageError(f"--set was refused: {error}") from None
 
 
-_PARTS: Mapping[str, tuple[Mapping[str, Callable[..., Any] | None], tuple[type, ...]]] = {
-    "weighting": (WEIGHTINGS, (Weighting,)),
-    "step_size": (STEP_SIZES, (StepSize, Pace)),
+_PARTS: Mapping[str, tuple[Mapping[str, Callable[..., Any] | None], type]] = {
+    "weighting": (WEIGHTINGS, Weighting),
+    "step_size": (STEP_SIZES, StepSize),
 }
 
 
-def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], kind: tuple[type, ...]) -> Any:
+def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], kind: type) -> Any:
     """A weighting or a step size by name, from a file of the user's, or as it is."""
     found = name
     if isinstance(name, str):
@@ -107,8 +107,7 @@ def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], k
             "Make it in a file of your own, and name that as FILE.py:NAME."
         ) from None
     if not isinstance(made, kind):
-        wanted = " or a ".join(one.__name__ for one in kind)
-        raise UsageError(f"--set {key} must be a {wanted}; {name} is {type(made).__name__}.")
+        raise UsageError(f"--set {key} must be a {kind.__name__}; {name} is {type(made).__name__}.")
     return made
 
 

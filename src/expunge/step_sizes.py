@@ -1,9 +1,8 @@
 r"""Step sizes: how far to go along the direction that the weighting and the optimizer chose.
 
 Let θ − kηu be the point that the optimizer reaches at learning rate kη. A rule reads the *retain*
-loss of the same rows at k = −1, 0, +1 and answers the next η; a pace reads no more than what a retain
-budget has measured anyway, at k = 0. Rules are pure functions of these numbers: measuring them without
-disturbing the run is the engine's part.
+loss of the same rows at k = −1, 0, +1 and answers the next η. Rules are pure functions of these
+numbers: measuring them without disturbing the run is the engine's part.
 """
 
 from __future__ import annotations
@@ -99,21 +98,6 @@ class StepSize(Protocol):
 
     def __call__(self, learning_rate: float, line: Line) -> Proposal:
         """The learning rate after a measurement at the current one."""
-        ...
-
-
-@runtime_checkable
-class Pace(Protocol):
-    """A rule that sets the learning rate from the readings of a retain budget alone."""
-
-    def follow(self, factor: float, spent: float) -> float:
-        """The factor on the scheduled η after a reading.
-
-        Args:
-            factor: The present one, positive; 1 at the start.
-            spent: The rise of the retain loss above the start, as a share of the budget's tolerance: over
-                budget above 1, negative where the loss fell.
-        """
         ...
 
 
@@ -225,46 +209,10 @@ class WithinBudget:
         return _clipped(learning_rate, factor, self.clip, "within budget" if room > 0 else "repair")
 
 
-@dataclass(frozen=True)
-class Paced:
-    r"""As fast as the retain budget allows: η grows while little of it is spent, and shrinks near its end.
-
-    After every reading $\log \eta \leftarrow \log \eta + (1 - 2 s) \log g$, with $s$ the share of the
-    tolerance that is spent, held within $[-1, 1]$ and $\eta$ within a factor `limit` of the schedule's: an
-    integral controller whose set point is half the tolerance. `GeN` and `WithinBudget` look along one
-    update, at twice the readings' cost again, and see what that step does; a reading sees what all steps
-    so far have done, which is what the budget bounds.
-
-    Args:
-        growth: g, factor per reading while nothing is spent, at least 1.
-        limit: Largest factor on the schedule's η, either way, at least 1.
-
-    Example:
-        >>> pace = Paced(growth=1.25, limit=4.0)
-        >>> pace.follow(1.0, 0.0), pace.follow(1.0, 0.5), pace.follow(1.0, 2.0), pace.follow(3.9, -1.0)
-        (1.25, 1.0, 0.8, 4.0)
-    """
-
-    growth: float = 1.25
-    limit: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not (1 <= self.growth < math.inf and 1 <= self.limit < math.inf):
-            raise ValueError(
-                "`growth` and `limit` must be at least 1 and finite (factors on η); "
-                f"got {self.growth}, {self.limit}."
-            )
-
-    def follow(self, factor: float, spent: float) -> float:
-        room = 1 - 2 * min(max(spent, 0.0), 1.0) if math.isfinite(spent) else -1.0
-        return min(max(factor * math.pow(self.growth, room), 1 / self.limit), self.limit)
-
-
-STEP_SIZES: dict[str, Callable[[], StepSize | Pace] | None] = {
+STEP_SIZES: dict[str, Callable[[], StepSize] | None] = {
     "schedule": None,
     "gen": GeN,
     "within-budget": WithinBudget,
-    "paced": Paced,
 }
 """Rules by name; a schedule is the Trainer's."""
 

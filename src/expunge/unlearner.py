@@ -43,7 +43,6 @@ from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
 from expunge.sharding import fsdp_wanted, shard_on_cpu
 from expunge.shards import fill, shares, skeleton
-from expunge.step_sizes import StepSize
 from expunge.updates import sign_update
 
 PROBE_BATCH = 8
@@ -217,8 +216,7 @@ class Unlearner(Trainer):
 
     def _probe(self) -> list[Batch]:
         rule, budget = self.method.step_size, self.method.budget
-        own = rule.rows or 0 if isinstance(rule, StepSize) else 0
-        count = max(budget.rows if budget else 0, own)
+        count = max(budget.rows if budget else 0, (rule.rows or 0) if rule else 0)
         if not count or "retain" not in self.encoded:
             return []
         rows = sample(self.encoded["retain"][: self.own["retain"]], count, self.args.seed)
@@ -373,11 +371,6 @@ class Unlearner(Trainer):
             entry = entry.model_copy(update={"learning_rate": rate * factor, "seconds": seconds})
         self.history.append(entry)
         self.descent.before = []
-
-    def keep_pace(self) -> None:
-        """Event of the step loop: η follows the reading just made, where the method says so."""
-        if (turn := self.monitor.take_turn()) != 1.0:
-            scale_learning_rate(self.optimizer, self.lr_scheduler, turn)
 
     def end_phase(self) -> None:
         """Event of the step loop: where another training of a merged method follows, go back to the start."""

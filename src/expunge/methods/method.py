@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
-from expunge.step_sizes import Pace, StepSize
+from expunge.step_sizes import StepSize
 from expunge.stopping import RetainBudget
 from expunge.weightings import BiLevel, Constant, DualAscent, Stateful, TorchJD, Weighting
 
@@ -20,8 +20,7 @@ class Method:
         name: As the field writes it.
         objectives: At least one, with distinct names.
         weighting: Weights from the Gramian of the objectives' gradients.
-        step_size: A rule that measures η, or a pace that the budget's readings set; None leaves η to the
-            Trainer's schedule.
+        step_size: A rule that measures η; None leaves η to the Trainer's schedule.
         budget: How much retain loss may be lost, and what happens then; None checks nothing.
         schedule: An order of rows other than passes over whole data sets.
         merge: The model is not what training ends at but made from what it changed; budget and forget check
@@ -37,7 +36,7 @@ class Method:
     name: str
     objectives: tuple[Objective, ...]
     weighting: Weighting
-    step_size: StepSize | Pace | None = None
+    step_size: StepSize | None = None
     budget: RetainBudget | None = None
     schedule: Chunks | None = None
     merge: Merge | None = None
@@ -62,11 +61,6 @@ class Method:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
                 f"its objectives read {self.sources}."
-            )
-        if isinstance(self.step_size, Pace) and self.budget is None:
-            raise ValueError(
-                f"method {self.name!r} must have a retain budget for {self.step_size} to follow; it has "
-                "none. Give it `budget=RetainBudget()`, or a rule that measures for itself."
             )
         if self.merge:
             self._check_merge(self.merge)
