@@ -24,33 +24,28 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from audit_results import CONTROL, ORIGINAL, Attacked, Unit, markdown, numbers
 from lume_task2 import prepare
 from study import given, teach
 
 from expunge import api
-from expunge.attacks import Attack, Findings, Probes, Target, make_attack
-from expunge.attacks.choose_best import worst_case
-from expunge.audit_record import AttackEntry, Column
-from expunge.auditing.evidence import best_entry, telling
-from expunge.auditing.judgement import judge, share, verdict
-from expunge.auditing.running import Case, Found, Session, announced, attack_all
+from expunge.attacks import Attack, Probes, Target, make_attack
+from expunge.auditing.running import Case, Session, announced, attack_all
 from expunge.auditing.store import Store
 from expunge.auditing.subjects import halved
 from expunge.collate import Encoding
-from expunge.environment import environment
 from expunge.heap import keep_freed_memory
 from expunge.models import load_model, load_tokenizer, weights_hash
-from expunge.record import Entry, Metric, read_record, write_atomically
+from expunge.record import read_record, write_atomically
 from expunge.records import Record
 
 METHODS = "ngdiff,npo,simnpo,grad-diff,rmu"
-ORIGINAL, CONTROL = "original", "control"
 ATTACKS: dict[str, dict[str, Any]] = {
     "prompt": {},
     "templates": {"variants": 6},
@@ -78,38 +73,24 @@ ATTACKS: dict[str, dict[str, Any]] = {
 }
 """The members of every family that tell most, with budgets for two cores."""
 
-Columns = Mapping[Column, "Unit"]
-
-
-class Attacked(Entry):
-    """One attack on one model."""
-
-    entry: AttackEntry
-    findings: Findings | None
-
-
-class Unit(Entry):
-    """One model and all attacks on it so far."""
-
-    model: str
-    seed: int
-    training: dict[str, Any]
-    attacks: dict[str, Attacked]
-
-
 # --- models
 
 
 def taught(name: str, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
     """The model that knows all, or the control, which knows the retain rows alone."""
     known = [paths["forget"], paths["retain"]] if name == ORIGINAL else [paths["retain"]]
-    return teach(known, options.work / name, options, template="none")
+    folder = options.work / name
+    if not ended(folder):
+        (folder / "record.json").unlink(missing_ok=True)
+    model = teach(known, folder, options, template="none")
+    go_on_if_ended(folder)
+    return model
 
 
 def unlearned(method: str, seed: int, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
     """The original after a recipe."""
     folder = options.work / f"{method}-{seed}"
-    if not (folder / "record.json").exists():
+    if not ended(folder):
         api.unlearn(
             options.work / ORIGINAL / "model",
             forget=paths["forget"],
@@ -124,7 +105,22 @@ def unlearned(method: str, seed: int, paths: Mapping[str, Path], options: argpar
             overwrite=True,
             **{key: value for key, value in given(options.settings).items() if ":" not in key},
         )
+    go_on_if_ended(folder)
     return folder / "model"
+
+
+def ended(folder: Path) -> bool:
+    """Whether a training came to an end of its own: one that was interrupted is begun anew."""
+    if not (folder / "record.json").exists():
+        return False
+    record = read_record(folder)
+    return record.stop is not None and record.stop.reason != "interrupted"
+
+
+def go_on_if_ended(folder: Path) -> None:
+    """An interruption ends all."""
+    if not ended(folder):
+        raise SystemExit(130)
 
 
 def training(folder: Path) -> dict[str, Any]:
@@ -176,6 +172,7 @@ def attack_model(name: str, seed: int, options: argparse.Namespace) -> None:
     unit = Unit(model=name, seed=seed, training=training(place.parent), attacks={})
     if not place.is_dir():
         return keep(unit, options)
+    before = kept(name, seed, options)
     tokenizer = load_tokenizer(place)
     original = Target("original", load_model(options.work / ORIGINAL / "model").eval(), tokenizer)
     column: Any = name if name in (ORIGINAL, CONTROL) else "unlearned"
@@ -190,24 +187,33 @@ def attack_model(name: str, seed: int, options: argparse.Namespace) -> None:
         original=(original, weights_hash(original.model)),
     )
     for attack in attacks_of(options):
-        started = time.perf_counter()
+        started = time.process_time()
         entry, found = attack_all(attack, [halved(case)], session)
-        unit.attacks[attack.name] = Attacked(entry=entry, findings=found.get(column))
+        busy = time.process_time() - started
+        if attack.name in before and before[attack.name].entry.results == entry.results:
+            busy = before[attack.name].busy  # it was recalled, not run
+        unit.attacks[attack.name] = Attacked(entry=entry, findings=found.get(column), busy=busy)
         keep(unit, options)
-        show(unit, attack, probes, time.perf_counter() - started, options)
+        show(unit, attack, probes, options)
     return None
 
 
-def show(unit: Unit, attack: Attack, probes: Probes, seconds: float, options: argparse.Namespace) -> None:
+def show(unit: Unit, attack: Attack, probes: Probes, options: argparse.Namespace) -> None:
     """A line per attack."""
-    entry = unit.attacks[attack.name].entry
+    entry, busy = unit.attacks[attack.name].entry, unit.attacks[attack.name].busy
     results = [f"{one.recovered.value:.0%} in {one.seconds:.0f} s" for one in entry.results.values()]
     told = results[0] if results else entry.why
     cost = announced(attack.cost(probes), options.seconds)
-    print(f"{unit.model} {unit.seed} {attack.name}: {told} ({seconds:.0f} s now; {cost})", flush=True)
+    print(f"{unit.model} {unit.seed} {attack.name}: {told} ({busy:.0f} s busy; {cost})", flush=True)
 
 
 # --- what is kept
+
+
+def kept(name: str, seed: int, options: argparse.Namespace) -> dict[str, Attacked]:
+    """What an earlier call found on a model."""
+    path = options.work / "units" / f"{name}-{seed}.json"
+    return Unit.model_validate_json(path.read_text(encoding="utf-8")).attacks if path.exists() else {}
 
 
 def keep(unit: Unit, options: argparse.Namespace) -> None:
@@ -222,121 +228,11 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         Unit.model_validate_json(path.read_text(encoding="utf-8"))
         for path in sorted((options.work / "units").glob("*.json"))
     ]
-    whole = {"original": ORIGINAL, "control": CONTROL}
-    others: dict[Any, Unit] = {column: u for column, name in whole.items() for u in units if u.model == name}
-    done = [unit for unit in units if unit.model not in whole]
-    kept = ("people", "probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
-    results = {
-        "benchmark": "LUME Task 2, audit",
-        "settings": {key: getattr(options, key) for key in kept} | {"model": Path(options.model).name},
-        "environment": environment().model_dump(),
-        "training": [{"model": u.model, "seed": u.seed, **u.training} for u in units],
-        "attacks": {
-            name: {"family": one.entry.family, "configuration": one.entry.configuration}
-            for unit in units
-            for name, one in unit.attacks.items()
-        },
-        "rows": [row for unit in units for row in rows_of_unit(unit)],
-        "audits": [audited({"unlearned": unit, **others}, unit) for unit in done if len(others) == 2],
-    }
+    shown = ("people", "probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
+    settings = {key: getattr(options, key) for key in shown} | {"model": Path(options.model).name}
+    results = {"benchmark": "LUME Task 2, audit", "settings": settings} | numbers(units)
     write_atomically(options.output, json.dumps(results, indent=1) + "\n")
     return results
-
-
-def rows_of_unit(unit: Unit) -> list[dict[str, Any]]:
-    """One model's numbers, an attack each; the worst case over those that bring text back is the last."""
-    rows = []
-    for name, one in unit.attacks.items():
-        row: dict[str, Any] = {"model": unit.model, "seed": unit.seed, "attack": name}
-        for result in one.entry.results.values():
-            row |= {
-                "recovered": interval(result.recovered),
-                "n": result.recovered.n,
-                "score": interval(result.score),
-                "seconds": round(result.seconds, 1),
-                "complete": result.complete,
-                "tries": result.tries,
-                "values": {what: interval(metric) for what, metric in result.values.items()},
-                "notes": result.notes if not result.complete else [],
-            }
-        rows.append(row if one.entry.status == "done" else row | {"why": one.entry.why})
-    text = {n: one.findings for n, one in unit.attacks.items()
-            if one.findings and one.entry.family != "membership"}  # fmt: skip
-    if text:
-        flags = [one.recovered for one in worst_case(text).recoveries]
-        row = {"model": unit.model, "seed": unit.seed, "attack": "any of these"}
-        rows.append(row | {"recovered": interval(share(flags)), "n": len(flags)})
-    return rows
-
-
-def audited(columns: Columns, unit: Unit) -> dict[str, Any]:
-    """What `expunge audit` would say of a model, from the attacks that ran on all three."""
-    common = [name for name in unit.attacks if all(name in one.attacks for one in columns.values())]
-    entries, found = [], {}
-    for name in common:
-        ran: Found = {c: f for c, one in columns.items() if (f := one.attacks[name].findings) is not None}
-        results = {c: r for c, one in columns.items() for r in one.attacks[name].entry.results.values()}
-        entry = unit.attacks[name].entry.model_copy(update={"results": results})
-        if entry.status == "done":
-            found[name] = ran
-            entry = entry.model_copy(update={"judgement": judge(results)})
-        entries.append(entry)
-    best = best_entry(found, telling(entries), seed=0)
-    word = verdict(entries, best)
-    outcomes = {e.name: e.judgement.outcome for e in entries if e.judgement}
-    return {
-        "model": unit.model,
-        "seed": unit.seed,
-        **word.model_dump(),
-        "outcomes": outcomes,
-        "best": best.judgement.outcome if best and best.judgement else None,
-    }
-
-
-def interval(metric: Metric) -> list[float]:
-    """Value, low, high."""
-    return [round(value, 4) for value in (metric.value, metric.low, metric.high)]
-
-
-# --- the table
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """Attacks down, models across: the share recovered, per seed; beside it the seconds that it took.
-
-    In the cells: `*` more than the control gives up, `~` cut short by time, `–` not run.
-    """
-    first = (ORIGINAL, CONTROL)
-    models = list(dict.fromkeys(row["model"] for row in results["rows"]))
-    models.sort(key=lambda name: first.index(name) if name in first else len(first))
-    attacks = list(dict.fromkeys(row["attack"] for row in results["rows"]))
-    attacks.sort(key=lambda name: name == "any of these")
-    lines = [f"| attack | {' | '.join(models)} | seconds |", f"| --- |{' ---: |' * (len(models) + 1)}"]
-    for attack in attacks:
-        rows = [row for row in results["rows"] if row["attack"] == attack]
-        cells = [_cell([row for row in rows if row["model"] == model], results) for model in models]
-        spent = [row["seconds"] for row in rows if "seconds" in row]
-        mean = f"{sum(spent) / len(spent):.0f}" if spent else ""
-        lines.append(f"| {attack} | {' | '.join(cells)} | {mean} |")
-    words = [", ".join(a["word"] for a in results["audits"] if a["model"] == model) or "" for model in models]
-    lines.append(f"| **verdict** | {' | '.join(words)} | |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(rows: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:
-    cells = []
-    for row in rows:
-        if "recovered" not in row:
-            cells.append("–")
-            continue
-        outcomes = [
-            a["outcomes"].get(row["attack"]) if row["attack"] != "any of these" else a["best"]
-            for a in results["audits"]
-            if (a["model"], a["seed"]) == (row["model"], row["seed"])
-        ]
-        marks = ("\\*" if "exceeds" in outcomes else "") + ("~" if not row.get("complete", True) else "")
-        cells.append(f"{row['recovered'][0]:.0%}{marks}".replace("%", " %"))
-    return " / ".join(cells) or "–"
 
 
 # --- running
@@ -350,15 +246,24 @@ def data_of(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def carry_out(jobs: Sequence[Callable[[], Any]], workers: int) -> None:
-    """Jobs, in this process or in as many as there are workers; the first that fails ends all."""
+    """Jobs, in this process or in as many as there are workers.
+
+    One that fails stops no other, and is raised in the end; an interruption ends all.
+    """
     if workers == 1:
         for job in jobs:
             job()
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, max_tasks_per_child=1) as pool:
-        for done in [pool.submit(job) for job in jobs]:
-            done.result()
+        errors = []
+        for done in as_completed([pool.submit(job) for job in jobs]):
+            if isinstance(error := done.exception(), SystemExit):
+                pool.shutdown(cancel_futures=True)
+                raise error
+            errors += [error] if error else []
+    if errors:
+        raise errors[0]
 
 
 def main() -> None:
