@@ -53,7 +53,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "shifts": {"variants": 12},
     "prefix": {},
     "few-shot": {"rounds": 1},
-    "multi-turn": {"dialogues": 2},
+    "multi-turn": {"dialogues": 1, "turns": 2},
     "jailbreak": {"variants": 6},
     "best-of-n": {"samples": 8, "temperatures": (1.0,)},
     "beam-search": {"beams": 4},
