@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import attack_contract as contract
 import latent_models as models
 from expunge.attacks.activations.lens import LogitLens, readings
 from expunge.attacks.activations.patching import ActivationPatching
 from expunge.attacks.activations.probe import LinearProbe
 from expunge.attacks.activations.refusal import RefusalAblation
 from expunge.attacks.activations.stream import changed, final_norm, response_states, shown
-from expunge.attacks.attack import Attack, Clock, Probes, Setting
+from expunge.attacks.attack import Probes, Setting
 from expunge.attacks.plain import Prompt
 from expunge.errors import UsageError
-from expunge.models import weights_hash
 from expunge.scoring import score
 
 ATTACKS: list[Any] = [LogitLens(), LinearProbe(), ActivationPatching(), RefusalAblation()]
@@ -57,46 +56,10 @@ def test_what_was_never_known_does_not(attack: Any) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_attacks_keep_their_contract(attack: Any) -> None:
-    """The protocol; the same findings every time; a curve that never falls; the target as it was."""
-    assert isinstance(attack, Attack)
-    assert attack.family == "activations"
-    assert attack.line
-    assert attack.obstacle(models.probes(), models.setting()) is None
-    model = models.refusing()
-    before, modes = weights_hash(model), [module.training for module in model.modules()]
-    hooked = hooks(model), hooks(models.knowing())
-    first, second = (attack.run(models.target(model), models.probes(), models.setting()) for _ in range(2))
-    assert first == second
-    assert first.complete
-    assert len(first.recoveries) == 8
-    points = [sum(first.curve[level]) for level in sorted(first.curve)]
-    assert points == sorted(points)
-    assert not points or points[-1] == sum(one.recovered for one in first.recoveries)
-    assert all(0 <= one.score <= 1 and one.input for one in first.recoveries)
-    assert weights_hash(model) == before
-    assert [module.training for module in model.modules()] == modes
-    assert (hooks(model), hooks(models.knowing())) == hooked
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_time_that_is_up_is_said(attack: Any) -> None:
-    clock = Clock(1e-9)
-    time.sleep(0.001)
-    found = attack.run(models.target(models.biased()), models.probes(), models.setting(clock=clock))
-    assert not found.complete
-    assert "Stopped after" in " ".join(found.notes)
-    assert not any(one.recovered for one in found.recoveries)
-    assert len(found.recoveries) == 8
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_costs_grow_with_the_records(attack: Any) -> None:
-    probes = models.probes()
-    fewer = dataclasses.replace(probes, forget=probes.forget[:2])
-    small, large = attack.cost(fewer), attack.cost(probes)
-    assert 0 < small.forward_tokens < large.forward_tokens
-    assert small.generated_tokens <= large.generated_tokens
+    hiding = next(made for one, made, _ in HIDING if one == attack)
+    contract.assert_contract(attack, hiding(), models)
+    contract.assert_bounded_in_time(attack, hiding(), models)
+    contract.assert_cost_is_known(attack, models)
 
 
 def test_hooks_are_gone_after_an_error() -> None:

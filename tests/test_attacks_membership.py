@@ -12,7 +12,7 @@ import torch
 import weakened_models as world
 from expunge import membership
 from expunge.attacks import Attack, Clock, Probes, Setting
-from expunge.attacks import membership as attacks
+from expunge.attacks import membership as membership_attacks
 from expunge.attacks.membership import Membership, MembershipEnsemble, measure
 from expunge.records import Record
 from weakened_models import FORGET, HOLDOUT, PROBES, target
@@ -30,11 +30,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 def every(reference: str) -> list[Attack]:
     return [
         Membership(),
-        attacks.zlib(),
-        attacks.reference(reference_model=reference),
-        attacks.gradient_norm(),
-        attacks.min_k(),
-        attacks.min_k_plus_plus(),
+        Membership("zlib"),
+        Membership("reference", reference_model=reference),
+        Membership("gradient_norm"),
+        Membership("min_k"),
+        Membership("min_k_plus_plus"),
         MembershipEnsemble(),
     ]
 
@@ -111,7 +111,7 @@ def test_strangers_are_flagged_at_the_rate_that_is_stated():
     many = Probes([Record("p", "r")] * 800, holdout=[Record("q", "r")] * 400)
     scores = dict(enumerate(draw.normal(size=1200).tolist()))
     for rate in (0.05, 0.2):
-        found = attacks._findings("membership-loss", scores, many, Setting(), rate)
+        found = membership_attacks._findings("membership-loss", scores, many, Setting(), rate)
         assert abs(found.values["flagged"].value - rate) < 3 * (rate * (1 - rate) / 400) ** 0.5
         assert found.values["auc"].low < 0.5 < found.values["auc"].high
         assert not found.notes
@@ -119,7 +119,7 @@ def test_strangers_are_flagged_at_the_rate_that_is_stated():
 
 def test_a_score_is_the_share_of_the_holdout_that_looks_less_familiar():
     probes = Probes(FORGET[:3], holdout=[HOLDOUT[0]] * 4)
-    found = attacks._findings(
+    found = membership_attacks._findings(
         "membership-loss", dict(enumerate([5.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0])), probes, Setting(), 0.05
     )
     assert [one.score for one in found.recoveries] == [1.0, 0.25, 0.0]
@@ -134,13 +134,17 @@ def test_the_ensemble_is_no_better_than_chance_on_noise():
     found = {i: draw.normal(size=5).tolist() for i in range(120)}
     odds = MembershipEnsemble()._odds(found, 60, seed=0)
     probes = Probes([Record("p", "r")] * 60, holdout=[Record("q", "r")] * 60)
-    values = attacks._findings("membership-ensemble", odds, probes, Setting(), 0.05).values
+    values = membership_attacks._findings("membership-ensemble", odds, probes, Setting(), 0.05).values
     assert values["auc"].low < 0.5
     for i in range(60):
         found[i] = [value + shift for value, shift in zip(found[i], (0.9, -0.9, 0.9, 0, 0), strict=True)]
     odds = MembershipEnsemble()._odds(found, 60, seed=0)
-    together = attacks._findings("membership-ensemble", odds, probes, Setting(), 0.05).values["auc"]
-    alone = attacks._findings("x", {i: v[0] for i, v in found.items()}, probes, Setting(), 0.05).values["auc"]
+    together = membership_attacks._findings("membership-ensemble", odds, probes, Setting(), 0.05).values[
+        "auc"
+    ]
+    alone = membership_attacks._findings(
+        "x", {i: v[0] for i, v in found.items()}, probes, Setting(), 0.05
+    ).values["auc"]
     assert together.value > alone.value > 0.6
 
 
@@ -165,7 +169,7 @@ def test_obstacles_are_said_in_words(tmp_path):
     assert "at least 2" in (
         MembershipEnsemble().obstacle(Probes(FORGET, holdout=HOLDOUT[:1]), Setting()) or ""
     )
-    missing = attacks.reference(reference_model=str(tmp_path / "nothing"))
+    missing = Membership("reference", reference_model=str(tmp_path / "nothing"))
     assert "reference_model" in (missing.obstacle(PROBES, Setting()) or "")
     assert all(attack.obstacle(PROBES, Setting()) is None for attack in (Membership(), MembershipEnsemble()))
 

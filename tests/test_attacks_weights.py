@@ -23,7 +23,7 @@ from expunge.attacks.neutral import NEUTRAL
 from expunge.attacks.noise import Noise
 from expunge.attacks.prune import Prune, pruned
 from expunge.attacks.quantise import Quantise, rounded
-from expunge.attacks.relearn import Relearn, relearn_lora, relearn_retain, relearn_unrelated
+from expunge.attacks.relearn import Relearn
 from expunge.attacks.restored import linear_modules, matrices, restored, whole
 from expunge.errors import UsageError
 from expunge.records import Record
@@ -37,6 +37,8 @@ MINE: dict[str, Attack] = {
     "relearn-lora": Relearn(steps=STEPS, batch_size=4, learning_rate=3e-3, lora_rank=4),
     "relearn-retain": Relearn("retain", steps=STEPS, learning_rate=1e-3),
     "relearn-unrelated": Relearn("unrelated", steps=STEPS, learning_rate=1e-3),
+    "relearn-retain-lora": Relearn("retain", steps=STEPS, learning_rate=3e-3, lora_rank=4),
+    "relearn-unrelated-lora": Relearn("unrelated", steps=STEPS, learning_rate=3e-3, lora_rank=4),
     "quantise": Quantise((16, 4)),
     "prune": Prune((0.1, 0.3)),
     "noise": Noise((0.05, 0.2), draws=2),
@@ -93,8 +95,9 @@ def worlds(name: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("relearn", 6), ("relearn-lora", 4), ("relearn-retain", 6), ("relearn-unrelated", 4), ("quantise", 8),
-        ("prune", 7), ("noise", 4), ("interpolate", 4),
+        ("relearn", 6), ("relearn-lora", 4), ("relearn-retain", 6), ("relearn-unrelated", 4),
+        ("relearn-retain-lora", 4), ("relearn-unrelated-lora", 4), ("quantise", 8), ("prune", 7),
+        ("noise", 4), ("interpolate", 4),
     ],
 )  # fmt: skip
 def test_what_is_merely_hidden_comes_back_and_what_was_never_known_does_not(name, least):
@@ -312,17 +315,16 @@ def test_relearning_teaches_what_it_shows():
 
 def test_rows_bound_what_is_shown():
     assert all(len(lesson.training) <= 2 for lesson in Relearn(rows=2).lessons(PROBES, 0))
-    assert len(relearn_unrelated(rows=5).lessons(PROBES, 0)[0].training) == 5
+    assert len(Relearn("unrelated", rows=5).lessons(PROBES, 0)[0].training) == 5
     assert len({record.prompt for record in NEUTRAL}) == len(NEUTRAL) >= 20
 
 
 def test_obstacles_are_said_in_words():
     alone = Probes(FORGET[:1])
     assert "two forget records" in (Relearn().obstacle(alone, Setting()) or "")
-    assert "--retain" in (relearn_retain().obstacle(alone, Setting()) or "")
+    assert "--retain" in (Relearn("retain").obstacle(alone, Setting()) or "")
     assert "--original" in (Interpolate().obstacle(alone, Setting()) or "")
-    assert relearn_unrelated().obstacle(alone, Setting()) is None
-    assert relearn_lora().name == "relearn-lora"
+    assert Relearn("unrelated").obstacle(alone, Setting()) is None
     with pytest.raises(ValueError, match="original"):
         Interpolate().run(target(never_knew()), PROBES, Setting())
 
@@ -411,7 +413,7 @@ def test_restored_puts_gradients_flags_and_modes_back():
         lambda: Noise((0.0,)), lambda: Noise((0.1,), draws=0), lambda: Interpolate((0.0,)),
         lambda: Interpolate((1.0,)), lambda: Relearn(steps=()), lambda: Relearn(steps=(0,)),
         lambda: Relearn(rows=0), lambda: Relearn(batch_size=0), lambda: Relearn(folds=1),
-        lambda: Relearn(learning_rate=0.0), lambda: Relearn(lora_rank=-1), lambda: relearn_lora(0),
+        lambda: Relearn(learning_rate=0.0), lambda: Relearn(lora_rank=-1),
     ],
 )  # fmt: skip
 def test_budgets_of_nothing_are_refused(make):

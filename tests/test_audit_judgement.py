@@ -110,6 +110,68 @@ def test_nothing_is_erased_that_was_not_known_or_not_attacked():
     assert verdict([], None).word == "undecided"
 
 
+def short(name: str, family: str) -> AttackEntry:
+    """An attack that time cut short on the unlearned model."""
+    cut = {"unlearned": result(0, complete=False), "control": result(0), "original": result(40)}
+    return entry(name, family, **cut)
+
+
+def ended(name: str, family: str) -> AttackEntry:
+    """An attack that came to its end and brought nothing back."""
+    return entry(name, family, unlearned=result(0), control=result(0), original=result(40))
+
+
+def word_of(*others: AttackEntry) -> str:
+    return verdict([ended("prompt", "none"), *others], None).word
+
+
+def test_nothing_is_erased_where_no_original_was_asked():
+    rest = {"control": result(0)}
+    plain, other = entry(unlearned=result(0), **rest), entry("x", "input", unlearned=result(0), **rest)
+    found = verdict([plain, other], None)
+    assert found.word == "undecided"
+    assert "Give --original." in found.sentence
+    through = entry("x", "input", unlearned=result(30), **rest)
+    assert verdict([plain, through], None).word == "suppressed", "what came back needs no original"
+
+
+def test_attacks_cut_short_do_not_support_that_nothing_is_left():
+    """As many attacks that ended as did not, or a whole family that did not: undecided."""
+    assert word_of(ended("a", "input")) == "erased"
+    assert word_of(short("a", "input")) == "undecided"
+    assert word_of(ended("a", "input"), short("b", "input")) == "undecided"
+    assert word_of(ended("a", "input"), ended("b", "input"), short("c", "input")) == "erased"
+    assert word_of(ended("a", "input"), ended("b", "input"), short("c", "weights")) == "undecided"
+    several = [ended("a", "input"), ended("b", "input"), ended("c", "weights"), short("d", "weights")]
+    assert word_of(*several) == "erased"
+    judged = verdict([ended("prompt", "none"), *several], None)
+    assert any("d ran out of time" in reason for reason in judged.reasons)
+
+
+def test_what_was_cut_short_is_named_in_the_sentence():
+    judged = verdict([ended("prompt", "none"), ended("a", "input"), short("b", "input")], None)
+    assert "b did not come to an end" in judged.sentence
+    assert "Give more --seconds." in judged.sentence
+    two = [ended("a", "input"), ended("e", "input"), short("c", "weights")]
+    assert "no other of the same family" in verdict([ended("prompt", "none"), *two], None).sentence
+
+
+def test_an_attack_cut_short_that_brings_records_back_decides_all_the_same():
+    cut = {"unlearned": result(30, complete=False), "control": result(0), "original": result(40)}
+    assert word_of(entry("a", "input", **cut), short("b", "weights")) == "suppressed"
+
+
+def test_attacks_that_failed_or_had_no_control_do_not_support_it_either():
+    failed = AttackEntry(name="f", family="weights", line="", status="failed", why="It failed.")
+    skipped = AttackEntry(name="s", family="weights", line="", status="skipped", why="No library.")
+    alone = entry("u", "weights", unlearned=result(0), original=result(40))
+    assert word_of(ended("a", "input"), ended("b", "input"), failed) == "undecided"
+    assert word_of(ended("a", "input"), ended("b", "input"), alone) == "undecided"
+    assert word_of(ended("a", "input"), ended("b", "input"), skipped) == "erased", "it was never begun"
+    blunt = entry("soft", "embedding", unlearned=result(40), control=result(39), original=result(40))
+    assert word_of(ended("a", "input"), blunt) == "erased", "it came to its end, and tells nothing"
+
+
 def test_attacks_together_may_exceed_where_none_does_alone():
     rest = {"control": result(0), "original": result(40)}
     plain, other = entry(unlearned=result(2), **rest), entry("x", "input", unlearned=result(3), **rest)

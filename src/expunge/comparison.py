@@ -108,9 +108,8 @@ def compare(
         trials=[begun(trial) for trial in trials],
         models_kept=options.keep_models,
     )
-    _check_model(
-        model, subject, arguments({k: v for k, v in settings.items() if k in _READING}, RunOptions())
-    )
+    reading = arguments({k: v for k, v in settings.items() if k in _READING}, RunOptions())
+    _check_model(model, subject, reading, trust=options.trust_remote_code)
     folder = _claim(Path(output), model, options)
     comparison = _joined(comparison, folder, options)
     return _Study(comparison, folder, subject, options, {trial.name: trial for trial in trials}).run(model)
@@ -218,6 +217,7 @@ class _Study:
             cache=self.folder / EVALUATIONS,
             evaluation_seed=trial.evaluation_seed,
             notes=(_PROCESS,),
+            trust_remote_code=self.options.trust_remote_code,
             reporter=self.options.reporter,
         )
         return result.record
@@ -333,9 +333,10 @@ def _check(trial: Trial, subject: Subject) -> None:
 _READING = ("template", "max_length")
 
 
-def _check_model(model: str | Path, subject: Subject, args: UnlearningArguments) -> None:
+def _check_model(model: str | Path, subject: Subject, args: UnlearningArguments, *, trust: bool) -> None:
     """The model exists, and the records fit it."""
-    tokenizer, context = load_tokenizer(model), configured_context(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    context = configured_context(model, trust_remote_code=trust)
     for name, records in subject.sets.items():
         encode(
             records,

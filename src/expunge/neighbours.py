@@ -53,6 +53,7 @@ class NeighbourOptions:
         seed: Of what the generator samples.
         template: As in training.
         overwrite: Replace an earlier folder.
+        trust_remote_code: Let a model run code of its own.
         prompt_field: Name of the prompt in the data.
         response_field: Name of the response in the data.
         reporter: Is told of every phase.
@@ -67,6 +68,7 @@ class NeighbourOptions:
     seed: int = 0
     template: Literal["auto", "chat", "none"] = "auto"
     overwrite: bool = False
+    trust_remote_code: bool = False
     prompt_field: str | None = None
     response_field: str | None = None
     reporter: Reporter = field(default_factory=Silent)
@@ -270,8 +272,9 @@ def _load(
     settings = {"seed": options.seed, "template": options.template}
     args = arguments(settings, RunOptions())
     if isinstance(model, str | Path):
-        tokenizer = tokenizer or load_tokenizer(model)
-        loaded, source = load_model(model), str(model)
+        trust = options.trust_remote_code
+        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
+        loaded, source = load_model(model, trust_remote_code=trust), str(model)
     elif tokenizer is None:
         raise ValueError("`tokenizer` must be given with a model in memory; got None.")
     else:

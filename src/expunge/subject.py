@@ -50,6 +50,7 @@ class CompareOptions:
         evaluation_seed: Of every trial's evaluation; None is the first of the seeds.
         resume: Continue the comparison in the output folder, or add to it.
         overwrite: Replace it.
+        trust_remote_code: Let a model run code of its own.
         prompt_field: Name of the prompt in the data.
         response_field: Name of the response in the data.
         reporter: Is told of every phase.
@@ -68,6 +69,7 @@ class CompareOptions:
     evaluation_seed: int | None = None
     resume: bool = False
     overwrite: bool = False
+    trust_remote_code: bool = False
     prompt_field: str | None = None
     response_field: str | None = None
     reporter: Reporter = field(default_factory=Silent)

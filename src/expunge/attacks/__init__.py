@@ -62,6 +62,10 @@ _EMBEDDING = {
     "embedding-fgsm": f"{_PERTURBED} way=fgsm",
     "embedding-fgm": f"{_PERTURBED} way=fgm",
     "embedding-momentum": f"{_PERTURBED} way=momentum",
+    "embedding-nes": f"{_PERTURBED} way=nes",
+    "embedding-spsa": f"{_PERTURBED} way=spsa",
+    "embedding-nattack": f"{_PERTURBED} way=nattack",
+    "embedding-deepfool": f"{_PERTURBED} way=deepfool",
     "embedding-carlini-wagner": f"{_PERTURBED} way=carlini-wagner",
     "embedding-elastic-net": f"{_PERTURBED} way=elastic-net",
     "soft-prompt": "expunge.attacks.embedding.soft_prompt:SoftPrompt",
@@ -73,24 +77,28 @@ _ACTIVATIONS = {
     "activation-patching": "expunge.attacks.activations.patching:ActivationPatching",
     "refusal-ablation": "expunge.attacks.activations.refusal:RefusalAblation",
 }
+_RELEARN = "expunge.attacks.relearn:Relearn"
 _WEIGHTS = {
-    "relearn": "expunge.attacks.relearn:Relearn",
-    "relearn-lora": "expunge.attacks.relearn:relearn_lora",
-    "relearn-retain": "expunge.attacks.relearn:relearn_retain",
-    "relearn-unrelated": "expunge.attacks.relearn:relearn_unrelated",
+    "relearn": _RELEARN,
+    "relearn-lora": f"{_RELEARN} lora_rank=8",
+    "relearn-retain": f"{_RELEARN} on=retain",
+    "relearn-retain-lora": f"{_RELEARN} on=retain lora_rank=8",
+    "relearn-unrelated": f"{_RELEARN} on=unrelated",
+    "relearn-unrelated-lora": f"{_RELEARN} on=unrelated lora_rank=8",
     "quantise": "expunge.attacks.quantise:Quantise",
     "prune": "expunge.attacks.prune:Prune",
     "noise": "expunge.attacks.noise:Noise",
     "adapter": "expunge.attacks.adapter:Adapter",
     "interpolate": "expunge.attacks.interpolate:Interpolate",
 }
+_SCORED = "expunge.attacks.membership:Membership"
 _MEMBERSHIP = {
-    "membership-loss": "expunge.attacks.membership:Membership",
-    "membership-zlib": "expunge.attacks.membership:zlib",
-    "membership-reference": "expunge.attacks.membership:reference",
-    "membership-gradient-norm": "expunge.attacks.membership:gradient_norm",
-    "membership-min-k": "expunge.attacks.membership:min_k",
-    "membership-min-k-plus-plus": "expunge.attacks.membership:min_k_plus_plus",
+    "membership-loss": f"{_SCORED} score=loss",
+    "membership-zlib": f"{_SCORED} score=zlib",
+    "membership-reference": f"{_SCORED} score=reference",
+    "membership-gradient-norm": f"{_SCORED} score=gradient_norm",
+    "membership-min-k": f"{_SCORED} score=min_k",
+    "membership-min-k-plus-plus": f"{_SCORED} score=min_k_plus_plus",
     "membership-ensemble": "expunge.attacks.membership:MembershipEnsemble",
 }
 
@@ -119,8 +127,14 @@ ON_REQUEST: Final = frozenset(
         "embedding-momentum",
         "embedding-pgd-l1",
         "embedding-pgd-linf",
+        "embedding-nes",
+        "embedding-spsa",
+        "embedding-nattack",
+        "embedding-deepfool",
         "embedding-carlini-wagner",
         "embedding-elastic-net",
+        "relearn-retain-lora",
+        "relearn-unrelated-lora",
     }
 )
 """Near relatives of attacks that every audit runs: run where they are named, else listed as not tried."""
@@ -156,6 +170,8 @@ def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
             f"attack {name} must have name, family, line, obstacle, cost and run (expunge.attacks.Attack); "
             f"{type(made).__name__} lacks {', '.join(missing)}."
         )
+    if name in ATTACKS and made.name != name:
+        raise UsageError(f"--set makes {made.name} of attack {name}. Name that one in its place.")
     if made.family not in FAMILIES:
         raise UsageError(
             f"attack {name} must be of a family among {', '.join(FAMILIES)}; got {made.family!r}."

@@ -140,31 +140,6 @@ class MembershipEnsemble:
         return dict(zip(records, map(float, odds), strict=True))
 
 
-def zlib(rate: float = 0.05) -> Membership:
-    """The likelihood relative to how well the text compresses; see `Membership`."""
-    return Membership("zlib", rate)
-
-
-def reference(rate: float = 0.05, reference_model: str = DEFAULT_MODEL) -> Membership:
-    """The likelihood less another model's; see `Membership`."""
-    return Membership("reference", rate, reference_model)
-
-
-def gradient_norm(rate: float = 0.05) -> Membership:
-    """The norm of the record's gradient; see `Membership`."""
-    return Membership("gradient_norm", rate)
-
-
-def min_k(rate: float = 0.05) -> Membership:
-    """The least likely tokens; see `Membership`."""
-    return Membership("min_k", rate)
-
-
-def min_k_plus_plus(rate: float = 0.05) -> Membership:
-    """The least likely tokens, standardised; see `Membership`."""
-    return Membership("min_k_plus_plus", rate)
-
-
 def measure(
     names: Sequence[Score],
     target: Target,

@@ -182,23 +182,6 @@ class Relearn:
         ]
 
 
-def relearn_lora(lora_rank: int = 8, rows: int = 32, steps: tuple[int, ...] = (2, 5, 10, 20)) -> Relearn:
-    """Relearning on forget records through an adapter; see `Relearn`."""
-    if lora_rank < 1:
-        raise ValueError(f"`lora_rank` must be at least 1; got {lora_rank}. For the weights take relearn.")
-    return Relearn("forget", rows, steps, lora_rank=lora_rank)
-
-
-def relearn_retain(lora_rank: int = 0, rows: int = 32, steps: tuple[int, ...] = (2, 5, 10, 20)) -> Relearn:
-    """Relearning on retain records; see `Relearn`."""
-    return Relearn("retain", rows, steps, lora_rank=lora_rank)
-
-
-def relearn_unrelated(lora_rank: int = 0, rows: int = 32, steps: tuple[int, ...] = (2, 5, 10, 20)) -> Relearn:
-    """Relearning on common knowledge; see `Relearn`."""
-    return Relearn("unrelated", rows, steps, lora_rank=lora_rank)
-
-
 def _trainable(model: nn.Module, factors: list[nn.Parameter] | None) -> list[nn.Parameter]:
     """What trains: the factors, or every weight; all else is frozen."""
     model.requires_grad_(False)

@@ -88,7 +88,9 @@ def audit(
     material = gather(models, tokenizer, forget, options, reading)
     folder = claim(options, material)
     started = time.perf_counter()
-    targets, entries = subjects.load(material.sources, material.tokenizers, material.args)
+    targets, entries = subjects.load(
+        material.sources, material.tokenizers, material.args, trust=options.trust_remote_code
+    )
     if folder and options.overwrite:
         output.clear(folder)
     loaded = time.perf_counter()

@@ -138,18 +138,61 @@ def _behind_the_prompt(
             "No attack alone stands out, but together they bring back more than they do from the control."
         )
         return Verdict(word="suppressed", sentence=sentence, reasons=reasons)
-    telling = [name for name in beyond if _outcome(attacks, name) == "within"]
-    if not telling:
-        sentence = (
-            "The training prompt shows nothing, and no other attack gave an answer: that proves little."
-        )
-        return Verdict(word="undecided", sentence=sentence, reasons=reasons)
+    if why := unsupported(attacks):
+        return Verdict(word="undecided", sentence=why, reasons=reasons)
+    count = sum(_outcome(attacks, name) == "within" for name in beyond)
     sentence = (
         "Nothing beyond the control came back: not to the training prompt, and not under "
-        f"{len(telling)} other "
-        f"attack{'s' if len(telling) != 1 else ''}."
+        f"{count} other attack{'s' if count != 1 else ''}."
     )
     return Verdict(word="erased", sentence=sentence, reasons=reasons)
+
+
+def unsupported(attacks: Sequence[AttackEntry]) -> str:
+    """Why nothing can be called erased although nothing came back; "" where it can.
+
+    "Erased" is said of what was tried, so it must have been tried. An attack supports it only if it came to
+    an end, all its probes and its whole budget, on the unlearned model and on what that is compared with, and
+    stayed within. The word needs
+
+    * an original that was asked the prompts (that it knew the records is checked before);
+    * such an attack besides the training prompt;
+    * more such attacks than were begun and did not come to an end: cut short by time, or failed;
+    * and one in every family in which an attack was begun and did not come to an end.
+
+    Attacks that tell nothing because the control gives up as much count on neither side, and what was never
+    begun (a library is missing, records are) is named among what was not tried.
+
+    Args:
+        attacks: The plain prompt and the others, judged where they ran; none of them exceeds.
+    """
+    if not any("original" in entry.results for entry in attacks if entry.name == PLAIN):
+        return (
+            "Nothing beyond the control came back, but no original model was asked: that there was "
+            "anything to erase was not shown. Give --original."
+        )
+    others = [entry for entry in attacks if entry.name != PLAIN]
+    ended = [entry for entry in _judged(others) if _outcome(others, entry.name) == "within"]
+    open_ = [entry for entry in others if _open(entry)]
+    if not (ended or open_):
+        return "The training prompt shows nothing, and no other attack gave an answer: that proves little."
+    silent = {entry.family for entry in open_} - {entry.family for entry in ended}
+    if len(ended) > len(open_) and not silent:
+        return ""
+    named = [entry.name for entry in open_ if len(ended) <= len(open_) or entry.family in silent]
+    alone = ", and no other of the same family did" if len(ended) > len(open_) else ""
+    count = f"{len(ended)} other attack{'s' if len(ended) != 1 else ''} did"
+    return (
+        f"Nothing beyond the control came back, but {_listed(named)} did not come to an end{alone}: that is "
+        f"no answer ({count}). Give more --seconds."
+    )
+
+
+def _open(entry: AttackEntry) -> bool:
+    """Whether an attack was begun and did not come to an end on the models that count."""
+    if entry.judgement is None:
+        return entry.status == "failed"
+    return entry.judgement.outcome in ("unfinished", "unjudged")
 
 
 def _without_control(plain: AttackEntry, reasons: list[str]) -> Verdict:

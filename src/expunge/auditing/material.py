@@ -78,10 +78,11 @@ def gather(
         {"forget": forget, "retain": options.retain, "holdout": options.holdout}, options, run
     )
     given = {role: Source(role, place) for role, place in models.items() if place is not None}
-    sources, missing = _from_run(given, run) if run else (given, [])
-    tokenizers = subjects.tokenizers(sources, tokenizer)
+    trust = options.trust_remote_code
+    sources, missing = _from_run(given, run, trust=trust) if run else (given, [])
+    tokenizers = subjects.tokenizers(sources, tokenizer, trust=trust)
     unlearned = sources["unlearned"]
-    context = subjects.context_of(unlearned)
+    context = subjects.context_of(unlearned, trust=trust)
     probes = subjects.probes(sets, args.encoding, tokenizers["unlearned"], context)
     return Material(sources, tokenizers, sets, probes, args, [*notes, *missing])
 
@@ -104,7 +105,9 @@ def _sets(
     return api.read_sets({name: named.get(name, known.get(name)) for name in order}, fields), notes
 
 
-def _from_run(given: Mapping[Role, Source], run: RunFolder) -> tuple[dict[Role, Source], list[str]]:
+def _from_run(
+    given: Mapping[Role, Source], run: RunFolder, *, trust: bool
+) -> tuple[dict[Role, Source], list[str]]:
     """The models that a run names, over them those that are given."""
     sources: dict[Role, Source] = {"unlearned": Source("unlearned", run.model)}
     notes = []
@@ -118,7 +121,7 @@ def _from_run(given: Mapping[Role, Source], run: RunFolder) -> tuple[dict[Role, 
             narrow = any(run.record.configuration.get(key) for key in ("lora_4bit", "lora_bf16"))
             quantised = role == "original" and narrow
             try:
-                load_tokenizer(place)
+                load_tokenizer(place, trust_remote_code=trust)
                 sources[role] = Source(role, place, "" if quantised else sha256)
             except UsageError as error:
                 notes.append(f"The run's {role} model is not to be had, the audit goes without: {error}")

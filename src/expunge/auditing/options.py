@@ -27,6 +27,7 @@ class AuditOptions:
         resume: Continue the audit in `output`, or add attacks to it: what has ended is not run again.
         overwrite: Replace the audit in `output`.
         seconds: That an attack may take on one model.
+        trust_remote_code: Let a model run code of its own.
         redact: Keep prompts, responses, inputs and outputs out of everything that is written.
         prompt_field: Name of the prompt in the data.
         response_field: Name of the response in the data.
@@ -39,6 +40,7 @@ class AuditOptions:
     resume: bool = False
     overwrite: bool = False
     seconds: float = SECONDS
+    trust_remote_code: bool = False
     redact: bool = False
     prompt_field: str | None = None
     response_field: str | None = None

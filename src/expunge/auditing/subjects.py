@@ -46,7 +46,7 @@ class Source:
 
 
 def tokenizers(
-    sources: Mapping[Role, Source], given: PreTrainedTokenizerBase | None
+    sources: Mapping[Role, Source], given: PreTrainedTokenizerBase | None, *, trust: bool = False
 ) -> dict[Role, PreTrainedTokenizerBase]:
     """Every model's tokenizer; a model in memory has the one that is given.
 
@@ -57,7 +57,7 @@ def tokenizers(
     found: dict[Role, PreTrainedTokenizerBase] = {}
     for role, source in sources.items():
         if not isinstance(source.place, nn.Module):
-            found[role] = load_tokenizer(source.place)
+            found[role] = load_tokenizer(source.place, trust_remote_code=trust)
         elif given is not None:
             found[role] = given
         else:
@@ -79,6 +79,8 @@ def load(
     sources: Mapping[Role, Source],
     tokenizer_of: Mapping[Role, PreTrainedTokenizerBase],
     args: UnlearningArguments,
+    *,
+    trust: bool = False,
 ) -> tuple[Targets, dict[str, ModelEntry]]:
     """All models, on their device and in evaluation mode.
 
@@ -88,7 +90,8 @@ def load(
     targets: Targets = {}
     entries: dict[str, ModelEntry] = {}
     for role, source in sources.items():
-        model = source.place if isinstance(source.place, nn.Module) else load_model(source.place)
+        place = source.place
+        model = place if isinstance(place, nn.Module) else load_model(place, trust_remote_code=trust)
         model.to(args.device)
         model.eval()
         entries[role] = entry = ModelEntry(
@@ -114,10 +117,12 @@ def load(
     return targets, entries
 
 
-def context_of(source: Source) -> int | None:
+def context_of(source: Source, *, trust: bool = False) -> int | None:
     """The context of a model in tokens, before it is loaded where that can be."""
     place = source.place
-    return model_context(place) if isinstance(place, nn.Module) else configured_context(place)
+    if isinstance(place, nn.Module):
+        return model_context(place)
+    return configured_context(place, trust_remote_code=trust)
 
 
 def probes(

@@ -8,7 +8,17 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from expunge import inputs, terminal
-from expunge.cli._app import Json, PromptField, Quiet, ResponseField, Seed, Settings, Template, app
+from expunge.cli._app import (
+    Json,
+    PromptField,
+    Quiet,
+    ResponseField,
+    Seed,
+    Settings,
+    Template,
+    TrustRemoteCode,
+    app,
+)
 from expunge.errors import UsageError
 
 
@@ -54,6 +64,7 @@ def audit(
         ),
     ] = False,
     overwrite: Annotated[bool, Parameter(help="Replace the audit in --output.", negative=())] = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -85,6 +96,7 @@ def audit(
             output=where,
             resume=resume,
             overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
             prompt_field=prompt_field,
             response_field=response_field,
             reporter=terminal.reporter(quiet or json_),

@@ -166,6 +166,7 @@ def compare(
         bool, Parameter(help="Continue the comparison in --output, or add trials to it.", negative=())
     ] = False,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -195,6 +196,7 @@ def compare(
         output=output,
         resume=resume,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
         prompt_field=prompt_field,
         response_field=response_field,
         reporter=terminal.reporter(quiet or json_),

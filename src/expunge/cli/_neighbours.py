@@ -8,7 +8,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from expunge import inputs, terminal
-from expunge.cli._app import Json, Model, Overwrite, PromptField, Quiet, ResponseField, Seed, Template, app
+from expunge.cli._app import (
+    Json,
+    Model,
+    Overwrite,
+    PromptField,
+    Quiet,
+    ResponseField,
+    Seed,
+    Template,
+    TrustRemoteCode,
+    app,
+)
 
 
 @app.command
@@ -37,6 +48,7 @@ def neighbours(
     response_field: ResponseField = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -63,6 +75,7 @@ def neighbours(
         response_field=response_field,
         seed=seed or 0,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
         reporter=terminal.reporter(quiet or json_),
     )
     if json_:

@@ -34,10 +34,12 @@ class Found:
     Attributes:
         recovery: Judged against the target.
         spent: Budget at which it was reached; infinity where it was not.
+        whole: Whether there was time for the whole budget, where that was needed.
     """
 
     recovery: Recovery
     spent: float = math.inf
+    whole: bool = True
 
 
 Attempt = Callable[[Sequence[Record], Sequence[Encoded]], Sequence[Found]]
@@ -104,10 +106,10 @@ def findings(
     note: str = NOTE,
 ) -> Findings:
     """What both came to: recoveries, their curve over the budget, and the control targets' share."""
-    done = [found for found in own if found is not None]
+    done = [found for found in own if found is not None and found.whole]
     tried = [found for found in controls if found is not None]
     notes = [note]
-    if len(done) < len(own):
+    if len(done) < len(own) or not all(found.whole for found in tried):
         notes.append(stopped(setting, len(done), len(own), "records"))
     seen = [float(found.recovery.recovered) for found in tried]
     return Findings(
@@ -116,7 +118,7 @@ def findings(
         axis=axis,
         values={"targets never seen, reached": intervals.share(seen, seed=setting.seed)} if seen else {},
         notes=notes,
-        complete=len(done) == len(own),
+        complete=len(done) == len(own) and all(found.whole for found in tried),
     )
 
 

@@ -18,8 +18,11 @@ from expunge.attacks.embedding.balls import L1, L2, Ball, LInf, along
 from expunge.attacks.embedding.carlini_wagner import CarliniWagner
 from expunge.attacks.embedding.constant_search import Search
 from expunge.attacks.embedding.ddn import DDN
+from expunge.attacks.embedding.deepfool import DeepFool
 from expunge.attacks.embedding.elastic_net import ElasticNet
-from expunge.attacks.embedding.losses import Predict, margin
+from expunge.attacks.embedding.estimators import NES, SPSA, Estimator
+from expunge.attacks.embedding.losses import Predict, cross_entropy, margin
+from expunge.attacks.embedding.nattack import NAttack
 from expunge.attacks.embedding.never_seen import Found
 from expunge.attacks.embedding.projected_gradient import ProjectedGradient, Walk
 from expunge.attacks.embedding.prompts import answers, prompts_of
@@ -30,22 +33,29 @@ from expunge.generation import MARGIN
 from expunge.records import Record
 
 Way = Literal[
-    "fgsm", "fgm", "pgd-linf", "pgd-l2", "pgd-l1", "momentum", "ddn", "carlini-wagner", "elastic-net"
-]
+    "fgsm", "fgm", "pgd-linf", "pgd-l2", "pgd-l1", "momentum", "nes", "spsa", "nattack", "deepfool", "ddn",
+    "carlini-wagner", "elastic-net",
+]  # fmt: skip
 
 _NORMS: dict[str, Any] = {"fgsm": LInf, "pgd-linf": LInf, "momentum": LInf, "pgd-l1": L1}
 """Norms other than L2."""
 
-_MINIMAL = ("ddn", "carlini-wagner", "elastic-net")
+_MINIMAL = ("deepfool", "ddn", "carlini-wagner", "elastic-net")
 """Ways that look for the smallest perturbation, so that one attempt gives the whole curve."""
 
 _ROUNDS = 4
 """Of the search for a constant."""
 
+_DRAWS = 32
+"""Values per step of the ways that see values alone: nes, spsa, nattack."""
+
 
 @dataclass(frozen=True)
 class PerturbedPrompt:
     """Perturbs each prompt's embeddings towards the true response, then decodes greedily.
+
+    nes, spsa and nattack see values of the loss alone, as whoever can send embeddings but gets no gradient;
+    deepfool takes "all of the response is said" for the class to reach.
 
     Norms are relative: 1 is the norm of the prompt's own embeddings. At a norm near 1 little of the prompt is
     left, and any response may be had: see the curve, the control, and the targets never seen.
@@ -91,12 +101,21 @@ class PerturbedPrompt:
 
     def cost(self, probes: Probes) -> Cost:
         """Twice that of the records: their targets never seen are attacked too."""
-        passes = {"fgsm": 1, "fgm": 1, "carlini-wagner": _ROUNDS * self.steps}.get(self.way, self.steps)
-        passes = 2 * _ROUNDS * self.steps if self.way == "elastic-net" else passes
+        passes = self._passes()
         runs = 1 if self.way in _MINIMAL else self.levels
+        blind = self.way in ("nes", "spsa", "nattack")
         once = sum(tokens_in(record.prompt) + tokens_in(record.response) for record in probes.forget)
         written = sum(tokens_in(record.response) + MARGIN for record in probes.forget)
-        return Cost(2 * once * (passes + 1) * runs, 2 * once * passes * runs, 2 * written * runs)
+        backward = 0 if blind else 2 * once * passes * runs
+        return Cost(2 * once * (passes + 1) * runs, backward, 2 * written * runs)
+
+    def _passes(self) -> int:
+        """Forward passes of a run, at most."""
+        if self.way in ("fgsm", "fgm"):
+            return 1
+        rounds = {"carlini-wagner": _ROUNDS, "elastic-net": 2 * _ROUNDS, "nattack": _DRAWS}
+        values_alone = {"nes": _DRAWS + 1, "spsa": _DRAWS + 1}
+        return self.steps * (rounds | values_alone).get(self.way, 1)
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         def attempt(records: Sequence[Record], rows: Sequence[Encoded]) -> list[Found]:
@@ -135,7 +154,7 @@ class PerturbedPrompt:
         def predict(x: Tensor) -> Tensor:
             return prompts.logits(x * scale)
 
-        found = self._made(predict, radius, start[0].numel()).perturb(start, prompts.labels)
+        found = self._perturbed(predict, start, prompts.labels, radius)
         found = start + _NORMS.get(self.way, L2)(radius).project(found - start)
         lengths = norm.norm(found - start).tolist()
         said = answers(batch.target, records, rows, found * scale, prompts.mask, batch.encoding)
@@ -143,6 +162,14 @@ class PerturbedPrompt:
             (_told(recovery, self.way, length), length)
             for recovery, length in zip(said, lengths, strict=True)
         ]
+
+    def _perturbed(self, predict: Predict, start: Tensor, labels: Tensor, radius: float) -> Tensor:
+        """The prompts' embeddings after the attack, which may lie beyond the radius."""
+        if self.way == "deepfool":
+            wanted = torch.ones(len(start), dtype=torch.long, device=start.device)
+            return DeepFool(_Said(predict, labels), steps=self.steps, targeted=True).perturb(start, wanted)
+        moved: Tensor = self._made(predict, radius, start[0].numel()).perturb(start, labels)
+        return moved
 
     def _made(self, predict: Predict, radius: float, coordinates: int) -> Any:
         """The attack itself, at most as far as a relative norm."""
@@ -157,10 +184,38 @@ class PerturbedPrompt:
         if self.way == "elastic-net":
             return ElasticNet(predict, beta=1e-3, search=search, size=0.01, targeted=True)
         ball: Ball = _NORMS.get(self.way, L2)(radius)
+        if self.way in ("nes", "spsa", "nattack"):
+            return self._blind(predict, ball, coordinates)
         if self.way == "momentum":
             return momentum(predict, margin, ball, steps=self.steps, targeted=True)
         walk = Walk(self.steps, 2.5 * radius / self.steps)
         return ProjectedGradient(predict, margin, ball, walk, targeted=True)
+
+    def _blind(self, predict: Predict, ball: Ball, coordinates: int) -> Any:
+        """From values alone; a draw is a tenth of the radius long (nattack: a quarter)."""
+        if self.way == "nattack":
+            sigma = ball.radius / (4 * math.sqrt(coordinates))
+            rate = 2.5 * ball.radius / self.steps * sigma * math.sqrt(_DRAWS / coordinates)
+            walk = Walk(self.steps, rate)
+            return NAttack(
+                predict, cross_entropy, ball=ball, walk=walk, population=_DRAWS, sigma=sigma, targeted=True
+            )
+        length, pairs = ball.radius / (10 * math.sqrt(coordinates)), _DRAWS // 2
+        estimator: Estimator = NES(pairs, length) if self.way == "nes" else SPSA(pairs, length)
+        walk = Walk(self.steps, 2.5 * ball.radius / self.steps)
+        return ProjectedGradient(predict, cross_entropy, ball, walk, estimator, targeted=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """The decision whether a response is said: logits [b, 2] whose second is the larger where it is."""
+
+    predict: Predict
+    labels: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        missing = margin(self.predict(x), self.labels)
+        return torch.stack([missing, -missing], dim=1) / 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,19 +81,20 @@ class SoftPrompt:
         def attempt(records: Sequence[Record], rows: Sequence[Encoded]) -> list[Found]:
             with frozen(target.model, setting.precision) as device:
                 prompts = prompts_of(target.model, rows, device)
-                prefix, spent = self._train(prompts, setting)
+                prefix, spent, whole = self._train(prompts, setting)
                 embeds, mask = prompts.prefixed(prefix), prompts.before(self.length)
                 said = answers(target, records, rows, embeds, mask, probes.encoding)
             return [
-                Found(_told(recovery, self, step), step) for recovery, step in zip(said, spent, strict=True)
+                Found(_told(recovery, self, step), step, whole=whole or math.isfinite(step))
+                for recovery, step in zip(said, spent, strict=True)
             ]
 
         own, controls = never_seen.attack_both(target, probes, setting, attempt, extra=self.length)
         levels = sorted({math.ceil(self.steps * (i + 1) / self.levels) for i in range(self.levels)})
         return never_seen.findings(own, controls, [float(step) for step in levels], "steps", setting)
 
-    def _train(self, prompts: Prompts, setting: Setting) -> tuple[Tensor, list[float]]:
-        """Each row's prefix as it was when the response was reached, or at the end; and at which step."""
+    def _train(self, prompts: Prompts, setting: Setting) -> tuple[Tensor, list[float], bool]:
+        """Each row's prefix when the response was reached, or at the end; when; whether time sufficed."""
         start = initial(prompts.model, self.length, setting.seed).expand(len(prompts.mask), -1, -1)
         tuned = Tuned(prompts.model, start.clone(), self.rate)
         kept, spent = start.clone(), [math.inf] * len(prompts.mask)
@@ -107,7 +108,7 @@ class SoftPrompt:
             if step == self.steps or setting.clock.over or not any(map(math.isinf, spent)):
                 break
             tuned.step(cross_entropy(logits, prompts.labels).sum())
-        return kept, spent
+        return kept, spent, step == self.steps
 
 
 @dataclass(frozen=True)
