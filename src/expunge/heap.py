@@ -1,4 +1,4 @@
-"""Keeping freed memory for the next step.
+"""Keeping freed memory for the next step, and giving it back between phases.
 
 A training step on the CPU frees and takes gigabytes. The C library hands large blocks back to the
 kernel and faults them in again page by page; on the two-core machine of `benchmarks/results` that
@@ -29,3 +29,21 @@ def keep_freed_memory() -> bool:
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)
+
+
+def give_back() -> bool:
+    """Return to the system what is free now, between phases that need different blocks.
+
+    What one phase leaves in pieces would otherwise stay beside what the next one takes. The next step faults
+    its pages in again, once.
+
+    Returns:
+        Whether anything was returned.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return False
+    return bool(trim(0))
