@@ -124,7 +124,7 @@ def resumed(folder: Path) -> bool:
     again.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
     pairs = zip(straight.monitor.parameters, again.monitor.parameters, strict=True)
     same = all(torch.equal(share(a), share(b)) for a, b in pairs)
-    good = zip(straight.monitor.good or [], again.monitor.good or [], strict=True)
+    good = zip(straight.monitor.good.tensors or [], again.monitor.good.tensors or [], strict=True)
     return same and all(torch.equal(a, b) for a, b in good) and len(again.history) == STEPS
 
 

@@ -22,6 +22,7 @@ from expunge.chain import Chain, read_chain
 from expunge.continuation import account, pack
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.heap import give_back
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
@@ -348,6 +349,7 @@ def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
     if ranks.sharded(unlearner.trained):
         run.notes.append(f"The model was sharded over {unlearner.accelerator.num_processes} processes.")
     unlearner.release()
+    give_back()
     return unlearner.monitor.state
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from expunge import shards
+from expunge import shards, walk
 from expunge.batching import concatenate
 from expunge.collate import IGNORED
 from expunge.defences.hardening import Hardening
@@ -92,6 +93,7 @@ class Descent:
         self.weights = torch.zeros(0, dtype=torch.float64)
         self.gramian: Tensor | None = None
         self.before: list[Tensor] = []
+        self.update_cosines: dict[str, float] = {}
         self._buffers = GradientBuffers(self.parameters, len(self.active), self.keep)
         self._rule: ZerothOrder | None = None
         self._pending: list[tuple[nn.Module, Mapping[str, Batch], Mapping[str, float]]] = []
@@ -222,6 +224,25 @@ class Descent:
         """Keep a copy of the parameters, just before the optimizer moves them."""
         self.before = [own.clone() for own in shards.shares(self.parameters)]
 
+    def follow(self, optimizer: Any, *, clipped: bool) -> None:
+        """Note the angles between the optimizer's step and every gradient, without a copy of the parameters.
+
+        The step is taken here, if the optimizer moves each parameter by itself; its own call then finds no
+        gradient and moves nothing. Of other optimizers' steps the angles are found after it, from a copy.
+
+        Args:
+            optimizer: Without wrappers.
+            clipped: Whether `.grad` may have been scaled since `combine`.
+        """
+        if not self._measurable:
+            return
+        if not walk.separable(optimizer):
+            self.remember()
+            return
+        scale = self._clip() if clipped else 1.0
+        self.update_cosines = self._angles(walk.falls(optimizer, self.parameters), scale)
+        self._buffers.release()
+
     def entry(self, step: int, learning_rate: float, *, clipped: bool) -> Step:
         """The log of this step, just after the optimizer moved the parameters; frees the gradients.
 
@@ -239,7 +260,7 @@ class Descent:
             weights=dict(zip(names, self.weights.tolist(), strict=True)) | resting,
             gradient_norms=self._norms(),
             cosines=self._cosines(),
-            update_cosines=self._update_cosines(clipped=clipped) if self._whole() else {},
+            update_cosines=self.update_cosines or self._update_cosines(clipped=clipped),
             tokens=self.tokens,
             seconds=time.perf_counter() - self._clock,
             carried_cosine=self.staleness,
@@ -378,17 +399,24 @@ class Descent:
         }
 
     def _update_cosines(self, *, clipped: bool) -> dict[str, float]:
-        """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
+        """Of a step that has been made, where parameters and gradients from before it are at hand."""
+        if not (self.before and self._measurable):
+            return {}
         fall = (old - shards.share(new) for old, new in zip(self.before, self.parameters, strict=True))
-        products, length = self._buffers.products(fall, self._clip() if clipped else 1.0)
+        return self._angles(fall, self._clip() if clipped else 1.0)
+
+    def _angles(self, fall: Iterable[Tensor], scale: float) -> dict[str, float]:
+        """Cosine of every gradient with minus the parameter change, whatever the optimizer made of d."""
+        products, length = self._buffers.products(fall, scale)
         return {
             name: float(products[i]) / (norm * length) if norm * length > 0 else 0.0
             for i, (name, norm) in enumerate(self._norms().items())
         }
 
-    def _whole(self) -> bool:
-        """Whether parameters and gradients from before the update are at hand."""
-        return bool(self.before) and self.separate and self._rule is None
+    @property
+    def _measurable(self) -> bool:
+        """Whether every objective has a gradient of its own to compare with."""
+        return self.separate and self._rule is None
 
     def _clip(self) -> float:
         """‖.grad‖ / ‖Σ w_i g_i‖."""

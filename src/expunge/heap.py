@@ -1,4 +1,4 @@
-"""The memory of a process that trains on the CPU: what it keeps for the next step, and what it does not.
+"""The memory of a process that trains on the CPU: what it keeps for the next step, and what it gives back.
 
 A training step frees and takes gigabytes. The C library hands large blocks back to the kernel and faults
 them in again page by page; on the two-core machine of `benchmarks/results` that was half of the time of a
@@ -42,3 +42,21 @@ def keep_freed_memory() -> bool:
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)
+
+
+def give_back() -> bool:
+    """Return to the system what is free now, between phases that need different blocks.
+
+    What one phase leaves in pieces would otherwise stay beside what the next one takes. The next step faults
+    its pages in again, once.
+
+    Returns:
+        Whether anything was returned.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return False
+    return bool(trim(0))

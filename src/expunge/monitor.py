@@ -13,22 +13,21 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge import ranks
 from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
+from expunge.last_good import LastGood
 from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
-from expunge.shards import shares
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
 from expunge.weightings import Stateful, Weighting
 
-STATE_FILE, GOOD_FILE = "expunge_state.json", "expunge_last_good.safetensors"
+STATE_FILE = "expunge_state.json"
 
 
 class RunState(BaseModel):
@@ -76,7 +75,7 @@ class Monitor:
         self.check, self.check_every = check, check_every
         self.gather, self.agree = gather, agree
         self.state = RunState(fingerprint=fingerprint)
-        self.good: list[Tensor] | None = None
+        self.good = LastGood()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
         self._latest: tuple[int, Tensor] | None = None
@@ -255,7 +254,7 @@ class Monitor:
         lost = self.state.over_budget > 0 or stop.reason in ("diverged", "retain-budget")
         if stop.reason == "interrupted" and self.phases:
             self.phases.rewind()  # the checkpoint has the rest; what stands here may know forget by heart
-        if stop.reason == "interrupted" or not lost or (self.good is None and self.phases is None):
+        if stop.reason == "interrupted" or not lost or not (self.good or self.phases is not None):
             return stop
         good = self._restore()
         return self.returned(good, "the last within budget" if good and not self.phases else "the start")
@@ -288,10 +287,7 @@ class Monitor:
         Of a sharded model every rank must call: each writes its share, the first one the rest.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if self.good is not None:
-            temporary = folder / f".{self._good_file}"
-            save_file({str(i): tensor for i, tensor in enumerate(self.good)}, temporary)
-            temporary.replace(folder / self._good_file)
+        self.good.save(folder, sharded=ranks.sharded(self.model))
         if not ranks.first():
             return
         memory = self.method.weighting.state() if isinstance(self.method.weighting, Stateful) else {}
@@ -317,13 +313,7 @@ class Monitor:
             self.phases.load(folder)
         if isinstance(self.method.weighting, Stateful) and state.steps:
             self.method.weighting.restore(state.weighting)
-        if (folder / self._good_file).exists():
-            stored = load_file(folder / self._good_file)
-            self.good = [stored[str(i)].to(own.device) for i, own in enumerate(shares(self.parameters))]
-
-    @property
-    def _good_file(self) -> str:
-        return ranks.own_file(GOOD_FILE) if ranks.sharded(self.model) else GOOD_FILE
+        self.good.load(folder, self.parameters, sharded=ranks.sharded(self.model))
 
     def _measure(self, model: nn.Module) -> Tensor:
         return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
@@ -362,20 +352,14 @@ class Monitor:
 
     def _keep(self, step: int) -> None:
         self.state.good_step = step
-        with torch.no_grad():
-            if self.good is None:
-                self.good = [own.clone() for own in shares(self.parameters)]
-            else:
-                torch._foreach_copy_(self.good, shares(self.parameters))
+        self.good.keep(self.parameters)
 
     def _restore(self) -> int | None:
         """Put the last state within budget back: the start of the run, where nothing was read in between."""
         if self.phases:
             self.phases.rewind()
             return 0
-        assert self.good is not None
-        with torch.no_grad():
-            torch._foreach_copy_(shares(self.parameters), self.good)
+        self.good.put_back(self.parameters)
         return self.state.good_step
 
     def _over_budget(self) -> str:

@@ -20,6 +20,7 @@ from expunge.hardware import HEADROOM, UTILISATION, Device
 from expunge.methods import Method
 from expunge.observation import sources_of
 from expunge.references import live_sources
+from expunge.walk import PARTS, SMALLEST
 
 Engine = Literal["one", "ddp", "fsdp"]
 
@@ -209,7 +210,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         | {"gradients": trained + waiting, "workspace": 4 * counted.largest // cut},
         "optimizer step": update
         | {
-            "parameters before the step": trained if request.separate or line else 0,
+            "parameters before the step": _before(request, counted, trained, cut),
             "workspace": 4 * counted.largest // cut,
         },
         "step size": (kept | {"gradients": trained, "parameters before the step": 2 * trained})
@@ -233,6 +234,17 @@ def _optimizer(args: UnlearningArguments, trained: int) -> int:
     if "8bit" in name:
         return trained // 2
     return 2 * trained if "adam" in name else (0 if name == "sgd" else trained)
+
+
+def _before(request: Request, counted: Sizes, trained: int, cut: int) -> int:
+    """All of them where a rule measures along the step, else a part at a time (see `walk`)."""
+    name = str(getattr(request.args.optim, "value", request.args.optim))
+    if request.method.step_size is not None or request.args.update == "sign":
+        return trained
+    if not request.separate:
+        return 0
+    part = max(trained // PARTS, min(SMALLEST, trained), 4 * counted.largest // cut)
+    return part if name == "sgd" or name.startswith("adamw_torch") else trained
 
 
 def _waiting(request: Request, trained: int) -> int:

@@ -27,6 +27,7 @@ from expunge.companions import joined
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
+from expunge.heap import give_back
 from expunge.inference import model_context
 from expunge.material import complete, means_of
 from expunge.methods import Method
@@ -239,6 +240,7 @@ class Run:
                 found = benchmark.measure(
                     self.tables[stage], self.tables.get("control"), self.evaluation_seed
                 )
+        give_back()
         self.measured[stage] = found
         self.notes += [note for note in found.notes if note not in self.notes]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from expunge import checkpoints, ranks
 from expunge.adapters import merge_adapter, prepare_trainable
@@ -27,7 +27,6 @@ from expunge.collate import Encoded, Encoding, collate
 from expunge.companions import join_rows, joined
 from expunge.derived import is_derived, is_forget
 from expunge.descent import Descent
-from expunge.disk import writing
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
@@ -44,13 +43,14 @@ from expunge.selectors import Responses
 from expunge.sharding import fsdp_wanted, shard_on_cpu
 from expunge.shards import fill, shares, skeleton
 from expunge.updates import sign_update
+from expunge.whole_checkpoints import WholeCheckpoints
 
 PROBE_BATCH = 8
 
 RecordSource = Records | Iterable[Record | Mapping[str, Any]]
 
 
-class Unlearner(Trainer):
+class Unlearner(WholeCheckpoints):
     """Trains a causal language model by a `Method`.
 
     The only change w.r.t. `Trainer` is `training_step`: it computes one gradient per objective (or
@@ -144,7 +144,6 @@ class Unlearner(Trainer):
         self.descent.carries = args.refresh_every > 1
         self.interrupt = Interrupt()
         self._line = False
-        self._staging = ""
         self.add_callback(StepEvents(self))
 
     # -- results ---------------------------------------------------------------------------------
@@ -266,7 +265,8 @@ class Unlearner(Trainer):
         self.trained.zero_grad()
         self.descent.begin(repair=False, separate=False)
         self.descent.reference = None
-        self.monitor.good = self.monitor.phases = None
+        self.monitor.good.forget()
+        self.monitor.phases = None
         self.optimizer = self.lr_scheduler = None
         self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)
         self.trained.eval()
@@ -351,9 +351,13 @@ class Unlearner(Trainer):
         if self._line:
             retain = [batches["retain"] for batches in self.descent.batches]
             self.monitor.begin_line(step, retain)
-        signed = self.args.update == "sign"
-        if (self.descent.separate or self._line or signed) and self.stop is None:
+        if self.stop is not None:
+            return
+        if self._line or self.args.update == "sign":
             self.descent.remember()
+        else:
+            inner = getattr(self.optimizer, "optimizer", self.optimizer)
+            self.descent.follow(inner, clipped=self.args.max_grad_norm > 0)
 
     def after_optimizer(self) -> None:
         """Event of the step loop: the optimizer has moved the parameters."""
@@ -426,35 +430,14 @@ class Unlearner(Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the Trainer's, but whole or absent: it is written beside the others and named at the end."""
-        folder, first = Path(self._get_output_dir(trial)), self.args.should_save
-        name = f"checkpoint-{self.state.global_step}"
-        with writing("A checkpoint", folder):
-            try:
-                if first:
-                    checkpoints.begin(folder)
-                self.accelerator.wait_for_everyone()
-                self._staging = checkpoints.STAGING
-                if first or ranks.sharded(self.trained):
-                    self.monitor.state.carried = self.descent.carried
-                    self.monitor.save(folder / self._staging / name)
-                if first and self.facts is not None:
-                    self.facts.save(folder / self._staging / name)
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if first:
-                    checkpoints.publish(folder, name, self.args.save_total_limit)
-            except BaseException:
-                checkpoints.abandon(folder)
-                raise
-            finally:
-                self._staging = ""
-        self.accelerator.wait_for_everyone()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """As the Trainer's; while a checkpoint is written, the place where that happens."""
-        return str(Path(super()._get_output_dir(trial)) / self._staging)
+    def save_beside(self, folder: Path) -> None:
+        """Beside the Trainer's files: what was measured and decided, the last good state, the reference's."""
+        first = self.args.should_save
+        if first or ranks.sharded(self.trained):
+            self.monitor.state.carried = self.descent.carried
+            self.monitor.save(folder)
+        if first and self.facts is not None:
+            self.facts.save(folder)
 
     def return_to_checkpoint(self) -> None:
         """Event of the step loop: at the end, where the run diverged and keeps no state in memory."""
