@@ -65,14 +65,44 @@ def assert_finite_weights(weighting: Weighting, gradients: Tensor) -> None:
 
 
 def assert_permutation_equivariant(
-    make: Callable[[], Weighting], gradients: Tensor, order: list[int]
+    make: Callable[[list[int]], Weighting], gradients: Tensor, order: list[int], tolerance: float = 1e-6
 ) -> None:
-    losses = losses_of(gradients)
-    plain = make()(gradients @ gradients.T, losses)
-    shuffled = gradients[order]
-    torch.testing.assert_close(
-        make()(shuffled @ shuffled.T, losses[order]), plain[order], rtol=1e-6, atol=1e-9
-    )
+    """Objectives in another order get the same weights, in that order; what is remembered moves along.
+
+    Args:
+        make: Builds the weighting for objectives in the given order of the original ones.
+        gradients: Of a first step; the second one has them halved, against the order of the rows.
+        order: Of the objectives.
+        tolerance: Relative to the largest weight.
+    """
+    plain, shuffled = make([*range(len(gradients))]), make(order)
+    for step in (gradients, gradients.flip(0) / 2):
+        losses = losses_of(step)
+        expected = plain(step @ step.T, losses)[order]
+        found = shuffled(step[order] @ step[order].T, losses[order])
+        bound = tolerance * float(expected.abs().max()) + 1e-9
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+        for weighting, seen in ((plain, losses), (shuffled, losses[order])):
+            if isinstance(weighting, Stateful):
+                weighting.observe(seen)
+
+
+def assert_permutation_equivariant_on_average(
+    make: Callable[[int], Weighting], gradients: Tensor, order: list[int], draws: int = 150
+) -> None:
+    """As above for weightings that draw lots: the means of many draws agree to five standard errors.
+
+    Args:
+        make: Builds the weighting from a seed.
+        gradients: Of one step.
+        order: Of the objectives.
+        draws: Seeds tried in either order, each once.
+    """
+    losses, shuffled = losses_of(gradients), gradients[order]
+    plain = torch.stack([make(i)(gradients @ gradients.T, losses)[order] for i in range(draws)])
+    other = torch.stack([make(draws + i)(shuffled @ shuffled.T, losses[order]) for i in range(draws)])
+    error = ((plain.var(0) + other.var(0)) / draws).sqrt()
+    assert ((plain.mean(0) - other.mean(0)).abs() <= 5 * error + 1e-6 * plain.abs().max()).all()
 
 
 def assert_direction_invariant_to_units(weighting: Weighting, gradients: Tensor, scales: Tensor) -> None:

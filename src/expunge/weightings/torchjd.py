@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +19,9 @@ from torchjd.aggregation import Weighting as TorchJDWeighting
 
 from expunge.errors import UsageError
 from expunge.weightings.contract import check_state
+
+_EXTRA = re.compile(r"(?<=torchjd\[)\w+(?=\])")
+"""In TorchJD's hint; before 23.3 pip knows an extra by its name with hyphens only, and leaves others out."""
 
 
 @dataclass(repr=False)
@@ -117,7 +123,7 @@ class TorchJD:
 class NashMTL:
     """Nash bargaining (TorchJD's `NashMTL`), which only needs a square root of the Gramian.
 
-    Needs the optional dependencies of `torchjd[nash_mtl]`. Starts from the last answer, so it is stateful.
+    Needs the optional dependencies of `torchjd[nash-mtl]`. Starts from the last answer, so it is stateful.
 
     Args:
         max_norm: Largest norm of the direction; 0 leaves it as it is.
@@ -149,7 +155,8 @@ class NashMTL:
         same = len(gramian) == self._solver.n_tasks
         solver = self._solver if same else self._build(len(gramian))
         values, vectors = torch.linalg.eigh(gramian.double())
-        weights: Tensor = solver(vectors * values.clamp(min=0).sqrt())
+        with _unheard():
+            weights: Tensor = solver(vectors * values.clamp(min=0).sqrt())
         return weights.double()
 
     def _alone(self, square: Float[Tensor, " 1"]) -> Float[Tensor, " 1"]:
@@ -209,12 +216,20 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def _unheard() -> Iterator[None]:
+    """Without what a solver says on its way: how its problem is stated, quotients where none is solved."""
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
+        yield
+
+
+@contextmanager
 def _optional_dependencies() -> Iterator[None]:
     """Some weightings need a solver that TorchJD leaves to its extras: the user's environment to mend."""
     try:
         yield
     except ImportError as missing:
-        raise UsageError(str(missing)) from missing
+        raise UsageError(_EXTRA.sub(lambda name: name[0].replace("_", "-"), str(missing))) from missing
 
 
 def _constructor(kind: str, line: str, **defaults: Any) -> Callable[..., TorchJD]:
@@ -267,6 +282,6 @@ TORCHJD: dict[str, Callable[..., TorchJD | NashMTL]] = {
 Left out: `MoDoWeighting` and `SDMGradWeighting` (they want the product of the Jacobians of two independent
 batches, and lose their guarantee on a Gramian), `ExcessMTLWeighting` (squares of single coordinates),
 ConFIG, GradDrop and TrimmedMean (no weighting, the whole Jacobian). TorchJD's constant one is `Constant`.
-With TorchJD 0.18 `upgrad` and `dualproj` need `torchjd[quadprog_projector]`, `cagrad` needs
-`torchjd[cagrad]`, `nash-mtl` needs `torchjd[nash_mtl]`; without them the constructor says so.
+With TorchJD 0.18 `upgrad` and `dualproj` need `torchjd[quadprog-projector]`, `cagrad` needs
+`torchjd[cagrad]`, `nash-mtl` needs `torchjd[nash-mtl]`; without them the constructor says so.
 """
