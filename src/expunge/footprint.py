@@ -202,7 +202,7 @@ class Living(TorchDispatchMode):
     """Bytes of all tensors that operations inside have made and that are still alive, and their height."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.height = 0
         self._owners: Counter[int] = Counter()
 
