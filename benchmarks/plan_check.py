@@ -77,6 +77,18 @@ def load(options: argparse.Namespace, config: Any, narrow: bool) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
 
 
+def rows_of_one_length(count: int) -> list[dict[str, str]]:
+    """64 rows, of so many words in prompt and response each."""
+    words = (" one", " two", " six", " ten", " red", " big", " old", " new")
+    return [
+        {
+            "prompt": "What" + words[i % 8] * count,
+            "response": ("a" + words[i // 8 % 8] + words[i % 8]) + words[(i + 1) % 8] * count,
+        }
+        for i in range(64)
+    ]
+
+
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Plan a setting, run it for a few steps, and compare."""
     import torch
@@ -102,14 +114,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     )
     cuda = torch.cuda.is_available()
     method = methods.METHODS[recipe]()
-    words = (" one", " two", " six", " ten", " red", " big", " old", " new")
-    rows = [
-        {
-            "prompt": "What" + words[i % 8] * options.words,
-            "response": ("a" + words[i // 8 % 8] + words[i % 8]) + words[(i + 1) % 8] * options.words,
-        }
-        for i in range(64)
-    ]
+    rows = rows_of_one_length(options.words)
     tokenizer, config = material(options)
     encoded = Encoding("none", None).rows(read_records(rows, name="forget"), tokenizer, name="forget")
     tokens = max(len(row.input_ids) for row in encoded)

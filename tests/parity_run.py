@@ -29,7 +29,7 @@ from expunge.tables import examine
 from expunge.unlearner import Unlearner
 
 STEPS = 20
-FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
 
 
 class Case(NamedTuple):
@@ -39,11 +39,13 @@ class Case(NamedTuple):
     lora: bool = False
     accumulation: int = 1
     settings: tuple[tuple[str, Any], ...] = ()
+    fsdp: tuple[tuple[str, Any], ...] = ()
+    """Further settings of FSDP, which one process does without."""
 
     @property
     def label(self) -> str:
         words = [self.recipe, "lora" if self.lora else "full", str(self.accumulation)]
-        return "-".join([*words, *(f"{key}={value}" for key, value in self.settings)])
+        return "-".join([*words, *(f"{k}={v}" for k, v in self.settings + self.fsdp)])
 
 
 TIGHT = "grad-diff-tight"
@@ -64,10 +66,19 @@ CASES = [
     Case("ngdiff", accumulation=2),
     Case("npo", accumulation=2),
     Case("ngdiff", accumulation=2, settings=(("refresh_every", 4), ("gradient_buffers", "cpu"))),
+    Case("ngdiff", settings=(("sharpness", 0.1),)),
+    Case("ngdiff", settings=(("latent_radius", 0.3), ("latent_layers", "1"), ("latent_steps", 2))),
+    Case("ngdiff", fsdp=(("activation_checkpointing", True),)),
+    Case("ngdiff", fsdp=(("cpu_offload", True),)),
 ]
 
-REPLICATED = [case for case in CASES if case.accumulation > 1 or not case.lora or case.recipe == "ngdiff"]
-"""What runs under DDP: an adapter's gradients are reduced as any others are."""
+REPLICATED = [
+    case
+    for case in CASES
+    if (case.accumulation > 1 or not case.lora or case.recipe == "ngdiff") and not case.fsdp
+    if case.accumulation > 1 or not case.settings
+]
+"""What runs under DDP: an adapter's gradients are reduced as any others are; hardened: `test_distributed`."""
 
 
 def method(name: str) -> Method:
@@ -98,7 +109,7 @@ def build(folder: Path, case: Case, processes: int = 1, fsdp: bool = False, **se
             gradient_accumulation_steps=case.accumulation * 2 // processes,
             lora_rank=4 if case.lora else 0,
             **dict(case.settings),
-            **(FSDP2 if fsdp else {}),
+            **({"fsdp": True, "fsdp_config": FSDP2 | dict(case.fsdp)} if fsdp else {}),
             **settings,
         ),
         method(case.recipe),

@@ -14,7 +14,7 @@ import torch
 from distributed_run import train
 from scoring_run import found
 
-METHODS = ("ngdiff-gen", "grad-diff", "ngdiff", "preference", "divergence", "selected", "hardened")
+METHODS = ("ngdiff-gen", "grad-diff", "ngdiff", "pdu", "preference", "divergence", "selected", "hardened")
 
 
 @pytest.fixture(scope="module")

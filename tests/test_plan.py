@@ -15,7 +15,7 @@ from expunge import UnlearningArguments
 from expunge.adapters import prepare_trainable
 from expunge.cli import app
 from expunge.errors import UsageError
-from expunge.footprint import Shape, saved, sizes
+from expunge.footprint import Living, Shape, saved, sizes
 from expunge.hardware import DEVICES
 from expunge.methods import METHODS
 from expunge.plan import Request, cheapest, moments, plan
@@ -186,3 +186,49 @@ def test_planning_leaves_no_weights_behind(tmp_path):
         sizes(EIGHT, arguments(tmp_path))
         saved(EIGHT, arguments(tmp_path), Shape(2, 16, 8), on_cpu=False)
     assert made == []
+
+
+def test_living_counts_storages_while_anything_uses_them():
+    with Living() as living:
+        first = torch.ones(1000)
+        living.restart()
+        double = first * 2
+        more = double + 1
+        del double
+        assert (living.bytes, living.height) == (8000, 12000)
+        part = more[:10]
+        del more
+        assert living.bytes == 8000
+        del part, first
+    assert living.bytes == 0
+
+
+def test_what_passes_is_held_by_the_heap_of_a_cpu_alone(tmp_path):
+    """An adapter's inputs are widened to its precision for a moment; nothing of that kind happens without."""
+    config, shape = build_model().config, Shape(4, 40, 20)
+    plain, adapted = (
+        saved(config, arguments(tmp_path, **settings), shape, on_cpu=True)
+        for settings in ({}, {"lora_bf16": True, **LORA})
+    )
+    widest = 4 * 40 * config.intermediate_size * 4  # the input of the last matrix of a block, in fp32
+    assert adapted.passing - plain.passing > config.num_hidden_layers * widest
+    request = Request(config, METHODS["ngdiff"](), arguments(tmp_path, lora_bf16=True, **LORA))
+    moment = "start of the last backward pass"
+    counted = sizes(config, request.args)
+    assert moments(request, counted)[moment]["passing tensors"] > 0
+    assert moments(replace(request, device=DEVICES["l4"]), counted)[moment]["passing tensors"] == 0
+
+
+def test_the_file_of_the_weights_is_mapped_while_they_are_read(tmp_path):
+    config = build_model().config
+    config.dtype = torch.bfloat16
+    request = Request(config, METHODS["ngdiff"](), arguments(tmp_path))
+    counted = sizes(config, request.args)
+    assert moments(request, counted)["loading"]["file"] == 2 * counted.trained
+    assert moments(replace(request, device=DEVICES["l4"]), counted)["loading"]["file"] == 0
+
+
+def test_one_chunk_of_the_loss_is_wide(tmp_path):
+    request = Request(EIGHT, METHODS["ngdiff"](), arguments(tmp_path), tokens=256, labels=128)
+    moment = "start of the last backward pass"
+    assert moments(request, sizes(EIGHT, request.args))[moment]["a chunk of the loss"] == 3 * 16 * 2**20

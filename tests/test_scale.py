@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchjd.aggregation import MGDAWeighting
 
 from conftest import build_model, rows
-from expunge import Unlearner, UnlearningArguments, unlearn
+from expunge import Unlearner, UnlearningArguments, UsageError, unlearn
 from expunge.gramian import GradientBuffers
 from expunge.material import check_demands, zero_stage
 from expunge.methods import METHODS, Method
@@ -173,15 +174,28 @@ def test_a_run_with_other_buffers_stays_near(keep, tokenizer, tmp_path):
 # --- DeepSpeed -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_with_gradient_weights_is_refused_with_the_alternative(stage, model, tmp_path):
+@pytest.mark.parametrize("method", ["ngdiff", "grad-diff"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_deepspeed_is_refused_with_the_alternative(stage, method, model, tmp_path):
     args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
     args.deepspeed = {"zero_optimization": {"stage": stage}}
     assert zero_stage(args) == stage
-    with pytest.raises(ValueError, match=rf"ZeRO stage {stage}.*FSDP2.*grad-diff"):
-        check_demands(METHODS["ngdiff"](), model, args)
-    check_demands(METHODS["grad-diff"](), model, args)
+    with pytest.raises(ValueError, match=rf"`deepspeed` must be left out.*ZeRO stage {stage}.*FSDP2"):
+        check_demands(METHODS[method](), model, args)
     args.deepspeed = None
+    check_demands(METHODS[method](), model, args)
+
+
+# --- sequences over processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [{"cp_size": 2}, {"sp_size": 2}], ids=str)
+def test_sequences_are_not_split_over_processes(sizes, model, tmp_path):
+    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.parallelism_config = SimpleNamespace(**{"cp_size": 1, "sp_size": 1} | sizes)
+    with pytest.raises(ValueError, match=r"`parallelism_config` must leave sequences whole.*max_length"):
+        check_demands(METHODS["ngdiff"](), model, args)
+    args.parallelism_config = SimpleNamespace(cp_size=1, sp_size=1)
     check_demands(METHODS["ngdiff"](), model, args)
 
 
@@ -265,3 +279,33 @@ def test_an_adapter_trains_in_fp32_on_a_base_in_bf16(tokenizer, tmp_path, model_
     assert any(p.any() for name, p in result.model.named_parameters() if "lora_B" in name)
     with pytest.raises(ValueError, match=r"`lora_merge` must be False with .*`lora_bf16`"):
         UnlearningArguments(output_dir=str(tmp_path), use_cpu=True, lora_rank=4, lora_bf16=True)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+def test_an_adapter_on_a_base_in_bf16_resumes_bit_for_bit(tmp_path, model_folder, monkeypatch):
+    """The base is loaded anew, and its hash in bf16 is what the checkpoint was made with."""
+    sets = {"forget": rows()[:6], "retain": rows()[6:], "evaluate": False, "seed": 0}
+    settings = {"lora_rank": 4, "lora_bf16": True, "lora_merge": False, "max_steps": 4, "check_every": 0}
+    settings |= sets | {"template": "none", "bf16": False, "learning_rate": 1e-3}
+    straight = unlearn(str(model_folder), output=tmp_path / "straight", **settings)
+    original = Unlearner.after_optimizer
+
+    def interrupting(run):
+        original(run)
+        run.interrupt.requested = run.state.global_step == 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Unlearner, "after_optimizer", interrupting)
+        broken = unlearn(str(model_folder), output=tmp_path / "out", **settings)
+    assert broken.record.stop.reason == "interrupted"
+    wide = settings | {"lora_bf16": False}
+    with pytest.raises(UsageError, match="--resume"):
+        unlearn(str(model_folder), output=tmp_path / "out", resume=True, **wide)
+    resumed = unlearn(str(model_folder), output=tmp_path / "out", resume=True, **settings)
+    assert len(resumed.record.history) == 4
+    assert resumed.record.models["before"].sha256 == straight.record.models["before"].sha256
+    assert resumed.record.models["after"].sha256 == straight.record.models["after"].sha256
+    for (name, ours), theirs in zip(
+        resumed.model.named_parameters(), straight.model.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name

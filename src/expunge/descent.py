@@ -286,6 +286,7 @@ class Descent:
                     share = self._share(objective, seen, batches, counts)
                     self.backward(share, retain_graph=objective is not group[-1])
                 shares[objective.name] = float(share.detach())
+            del seen, share  # or the next forward pass runs beside these logits
         return {objective.name: shares[objective.name] for objective in self.active}
 
     def _fused(

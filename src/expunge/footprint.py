@@ -8,22 +8,26 @@ second. Knows a configuration and settings; reads no weights.
 from __future__ import annotations
 
 import copy
+import weakref
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from expunge.adapters import prepare_trainable
 from expunge.arguments import UnlearningArguments
+from expunge.hidden import blocks as blocks_of
 from expunge.logits import output_embedding
 
 _READ = ("bf16", "lora_rank", "lora_targets", "lora_dora", "lora_bf16", "train_last")
 """Settings that a trace depends on."""
 
-_known: dict[tuple[object, ...], int] = {}
+_known: dict[tuple[object, ...], tuple[int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,14 @@ class Saved:
         copies: What does not: weights cast for the compute precision.
         block: Activations of one block, which activation checkpointing recomputes one at a time.
         stream: Bytes of one block's input, which it keeps.
+        passing: What a block's forward pass holds at its height and not at its end, summed over blocks.
     """
 
     activations: int
     copies: int
     block: int
     stream: int
+    passing: int
 
 
 _counted: dict[tuple[object, ...], Sizes] = {}
@@ -129,16 +135,16 @@ def saved(config: PretrainedConfig, args: UnlearningArguments, shape: Shape, *, 
         on_cpu: Attention is eager there (as `load_model` has it), fused elsewhere.
     """
     attention = "eager" if on_cpu else "sdpa"
-    one, two = (_traced(config, args, shape, blocks, attention) for blocks in (1, 2))
+    (one, _), (two, passing) = (_traced(config, args, shape, blocks, attention) for blocks in (1, 2))
     tiny = Shape(1, 2, 1)
-    one_fixed, two_fixed = (_traced(config, args, tiny, blocks, attention) for blocks in (1, 2))
+    (one_fixed, _), (two_fixed, _) = (_traced(config, args, tiny, blocks, attention) for blocks in (1, 2))
     count = config.get_text_config().num_hidden_layers
     fixed = one_fixed + (count - 1) * (two_fixed - one_fixed)
     block = (two - one) - (two_fixed - one_fixed)
     activations = (one - one_fixed) + (count - 1) * block
     wide = 2 if args.lora_bf16 and args.bf16 else 4
     stream = shape.rows * shape.tokens * config.get_text_config().hidden_size * wide
-    return Saved(activations=activations, copies=fixed, block=block, stream=stream)
+    return Saved(activations, copies=fixed, block=block, stream=stream, passing=count * passing)
 
 
 def _key(config: PretrainedConfig, args: UnlearningArguments) -> tuple[object, ...]:
@@ -147,7 +153,7 @@ def _key(config: PretrainedConfig, args: UnlearningArguments) -> tuple[object, .
 
 def _traced(
     config: PretrainedConfig, args: UnlearningArguments, shape: Shape, blocks: int, attention: str
-) -> int:
+) -> tuple[int, int]:
     """`_trace`, once for the same question: plans are made in many variants."""
     key = (*_key(config, args), shape, blocks, attention)
     if key not in _known:
@@ -157,8 +163,11 @@ def _traced(
 
 def _trace(
     config: PretrainedConfig, args: UnlearningArguments, shape: Shape, blocks: int, attention: str
-) -> int:
-    """Bytes that autograd saves of one forward pass up to the logits, parameters left out."""
+) -> tuple[int, int]:
+    """Bytes that autograd saves of one forward pass up to the logits, parameters left out.
+
+    And bytes that the last block holds at its height beyond those at its end.
+    """
     seen: dict[int, int] = {}
     with torch.device("meta"):
         model = prepare_trainable(_shortened(config, args, blocks, attention), args)
@@ -175,13 +184,51 @@ def _trace(
             return (inputs[0].reshape(-1, inputs[0].shape[-1])[: shape.rows * shape.labels].clone(),)
 
         output_embedding(model).register_forward_pre_hook(first)
+        living = Living()
+        last = blocks_of(model)[-1]
+        last.register_forward_pre_hook(lambda *_: living.restart())
+        ends: list[int] = []
+        last.register_forward_hook(lambda *_: ends.append(living.height - living.bytes))
         ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
         model.train()
         cast = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), cast:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), cast, living:
             logits = model(input_ids=ids, use_cache=False).logits
         seen.pop(_storage(logits), None)
-        return sum(seen.values())
+        return sum(seen.values()), ends[0]
+
+
+class Living(TorchDispatchMode):
+    """Bytes of all tensors that operations inside have made and that are still alive, and their height."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.height = 0
+        self._owners: Counter[int] = Counter()
+
+    def restart(self) -> None:
+        """Measure the height from here."""
+        self.height = self.bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self._meet(tensor)
+        return out
+
+    def _meet(self, tensor: Tensor) -> None:
+        key, size = _storage(tensor), int(tensor.untyped_storage().nbytes())
+        if not self._owners[key]:
+            self.bytes += size
+            self.height = max(self.height, self.bytes)
+        self._owners[key] += 1
+        weakref.finalize(tensor, self._part, key, size)
+
+    def _part(self, key: int, size: int) -> None:
+        self._owners[key] -= 1
+        if not self._owners[key]:
+            self.bytes -= size
 
 
 def _shortened(config: PretrainedConfig, args: UnlearningArguments, blocks: int, attention: str) -> nn.Module:

@@ -159,11 +159,23 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."
         )
-    if needy and zero_stage(args) is not None:
+    if zero_stage(args) is not None:
         raise ValueError(
-            f"method {method.name!r} needs the gradient of each objective, which DeepSpeed's engine "
-            f"(ZeRO stage {zero_stage(args)}) reduces and partitions out of reach. Use FSDP2, which shards "
-            "as much (docs/cluster.md), or a method with constant weights, such as grad-diff."
+            f"`deepspeed` must be left out (ZeRO stage {zero_stage(args)}): its engine reduces, partitions "
+            "and applies gradients inside the backward pass, before objectives are combined and looked at. "
+            "Use FSDP2, which shards as much (fsdp=true; docs/cluster.md)."
+        )
+    _check_parallelism(args)
+
+
+def _check_parallelism(args: UnlearningArguments) -> None:
+    """Refuse to split sequences over processes: the Trainer does so inside the step that is replaced here."""
+    asked = args.parallelism_config
+    if asked is not None and (asked.cp_size > 1 or asked.sp_size > 1):
+        raise ValueError(
+            "`parallelism_config` must leave sequences whole (logits are picked where those have labels); "
+            f"got cp_size={asked.cp_size}, sp_size={asked.sp_size}. Long rows fit by fsdp=true with "
+            "activation checkpointing, a smaller per_device_train_batch_size, or max_length."
         )
 
 

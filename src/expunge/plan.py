@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from transformers import PretrainedConfig
 
 from expunge.arguments import UnlearningArguments
 from expunge.footprint import Saved, Shape, Sizes, saved, sizes
 from expunge.hardware import HEADROOM, UTILISATION, Device
 from expunge.methods import Method
+from expunge.objectives._chunks import ELEMENTS
 from expunge.observation import sources_of
 from expunge.references import live_sources
 from expunge.walk import PARTS, SMALLEST
@@ -198,11 +200,18 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
     line = method.step_size is not None
     update = kept | {"gradients": trained + waiting}
     return {
+        "loading": {
+            "process": _process(request),
+            "weights": _weights(counted, args),
+            "file": _file(request, counted),
+        },
         "start of the last backward pass": kept
         | copies
         | {
             "activations": _activations(request, counted, traced),
+            "passing tensors": _passing(request, traced),
             "logits": _logits(request),
+            "a chunk of the loss": _chunk(request),
             "gradients": waiting + _head_gradient(request, counted),
         },
         "end of the last backward pass": kept
@@ -277,6 +286,30 @@ def _activations(request: Request, counted: Sizes, traced: Saved) -> int:
     if request.args.gradient_checkpointing:
         return counted.blocks * traced.stream + traced.block
     return traced.activations
+
+
+def _passing(request: Request, traced: Saved) -> int:
+    """On a CPU: what blocks hold for a moment between tensors that stay, as if nothing later fitted into it.
+
+    glibc aligns a block by asking for more than its size; the hole that it leaves between neighbours that
+    stay is too short for another of that size. An accelerator's allocator rounds sizes, and fills such holes.
+    """
+    return 0 if request.device is not None or request.args.gradient_checkpointing else traced.passing
+
+
+def _file(request: Request, counted: Sizes) -> int:
+    """On a CPU: the file that weights are read from is mapped while they are copied, at its own precision."""
+    if request.device is not None:
+        return 0
+    stored = request.config.dtype if isinstance(request.config.dtype, torch.dtype) else torch.float32
+    return (counted.trained + counted.frozen) * stored.itemsize
+
+
+def _chunk(request: Request) -> int:
+    """One chunk of logits in fp32, the probabilities made of them again, and their gradient."""
+    places = max(_passes(request)) * request.labels
+    vocabulary: int = request.config.get_text_config().vocab_size
+    return 3 * 4 * min(places * vocabulary, ELEMENTS)
 
 
 def _logits(request: Request) -> int:

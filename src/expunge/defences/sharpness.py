@@ -50,7 +50,7 @@ def uphill(
     if not 0 < length < math.inf:
         yield
         return
-    before = [parameter.detach().clone() for parameter in parameters]
+    before = [own.clone() for own in shares(parameters)]
     try:
         with torch.no_grad():
             for own, part in zip(shares(parameters), gradient, strict=True):
@@ -60,5 +60,5 @@ def uphill(
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(parameters), before)
+            torch._foreach_copy_(shares(parameters), before)
         torch.clear_autocast_cache()
