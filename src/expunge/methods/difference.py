@@ -5,7 +5,7 @@ from __future__ import annotations
 from expunge.methods.method import Method, guard, weighted
 from expunge.objectives import KL, NLL, UCE, Ascent
 from expunge.schedules import Chunks
-from expunge.step_sizes import GeN, WithinBudget
+from expunge.step_sizes import GeN
 from expunge.stopping import RetainBudget
 from expunge.weightings import Constant, LossNormalized, Normalized
 
@@ -79,18 +79,17 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     r"""Normalised gradient difference of unlearning cross-entropy under a retain budget: the default.
 
     $d = \nabla L_R/\lVert \nabla L_R \rVert + \nabla L_{UCE}/\lVert \nabla L_{UCE} \rVert$. Every `every`
-    steps the retain loss of `rows` fixed rows is measured in fp32, here and on both sides of the step: η is
-    the largest for which it stays within twice the tolerance of its value at the start (`WithinBudget`).
-    While it stands more than `tolerance` above that, steps repair (retain only) instead of forgetting.
+    steps the retain loss of `rows` fixed rows is measured in fp32; while it stands more than `tolerance`
+    above its value at the start, steps repair (retain only) instead of forgetting.
 
     It departs from the paper (kept as `ngdiff_gen`) twice. Where the paper ascends the forget NLL, whose
     gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
     unlearning cross-entropy, which does the opposite: a run ends with forget records as unlikely as
-    records never seen, not far beyond. And where the paper looks for the lowest retain loss, which is at
-    its noise on records known by heart, this spends what may be lost: `docs/results.md` has the measurements.
+    records never seen, not far beyond. And the budget bounds the damage, not a Newton step on a retain
+    loss that is at its noise.
 
     Args:
-        tolerance: Retain loss that may be lost before steps repair, nats per token, positive.
+        tolerance: Retain loss that may be lost, nats per token, positive.
         every: Optimizer steps between measurements, at least 1.
         rows: Retain rows measured, at least 2.
 
@@ -101,7 +100,6 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
         "ngdiff",
         (UCE("forget"), NLL("retain")),
         Normalized(),
-        step_size=WithinBudget(tolerance=2 * tolerance, every=every, rows=rows),
         budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
     )
 
