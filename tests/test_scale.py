@@ -199,6 +199,13 @@ def test_sequences_are_not_split_over_processes(sizes, model, tmp_path):
     check_demands(METHODS["ngdiff"](), model, args)
 
 
+def test_a_model_compiled_as_a_whole_is_refused(model, tmp_path):
+    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.torch_compile = True
+    with pytest.raises(ValueError, match=r"`torch_compile` must be False.*hook"):
+        check_demands(METHODS["ngdiff"](), model, args)
+
+
 # --- activation checkpointing and chunked losses ----------------------------------------------------
 
 

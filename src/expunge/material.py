@@ -166,6 +166,11 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             "Use FSDP2, which shards as much (fsdp=true; docs/cluster.md)."
         )
     _check_parallelism(args)
+    if args.torch_compile:
+        raise ValueError(
+            "`torch_compile` must be False: logits are picked by a hook that is another one in every forward "
+            "pass, and a compiled model does not look for new hooks; got True. Leave it out."
+        )
 
 
 def _check_parallelism(args: UnlearningArguments) -> None:
