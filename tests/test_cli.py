@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import conftest
 from expunge import cli, terminal
+from expunge.methods import METHODS
 from expunge.record import read_record
 
 
@@ -139,6 +141,18 @@ def test_list_names_every_choice(capsys):
         assert name in printed
     assert call("list", "methods") == 0
     assert "Normalized" not in capsys.readouterr().out
+
+
+def test_list_says_every_recipes_idea_and_source(capsys):
+    assert call("list", "methods") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, recipe in METHODS.items():
+        idea, source = (
+            recipe.__doc__.splitlines()[0].replace("$", ""),
+            re.search(r"arXiv \S{10}", recipe.__doc__),
+        )
+        assert f"{name} {idea} (" in printed
+        assert source[0] in printed
 
 
 RUN = ("run", "--forget", "{forget}", "--retain", "{retain}", "--output", "o")

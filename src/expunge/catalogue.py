@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ RULES = {name: rule for name, rule in STEP_SIZES.items() if rule is not None}
 def catalogue() -> dict[str, dict[str, str]]:
     """Kind -> name -> one line."""
     return {
-        "methods": _lines(METHODS),
+        "methods": {name: f"{line} {_source(METHODS[name])}" for name, line in _lines(METHODS).items()},
         "weightings": _lines(WEIGHTINGS),
         "step-sizes": {"schedule": "The Trainer's schedule, as settings say."} | _lines(RULES),
         "benchmarks": {"records": "Your own forget, retain and holdout records."}
@@ -41,3 +42,10 @@ def _lines(entries: Mapping[str, Any]) -> dict[str, str]:
         name: (entry.__doc__ or "").strip().splitlines()[0].replace("$", "")
         for name, entry in entries.items()
     }
+
+
+def _source(recipe: Any) -> str:
+    """The papers that a recipe's documentation refers to, in its order."""
+    reference = (recipe.__doc__ or "").partition("Reference:")[2]
+    found = dict.fromkeys(re.findall(r"arXiv \d{4}\.\d{5}", reference))
+    return f"({', '.join(found)})"
