@@ -114,7 +114,7 @@ def trial(
             (check.step, round(check.forget_nll, 3), round(check.control_nll, 3)) for check in record.checks
         ],
         "after": {
-            split: {name: metric.model_dump() for name, metric in metrics.items() if name in SHOWN}
+            split: {name: round(metric.value, 3) for name, metric in metrics.items() if name in SHOWN}
             for split, metrics in after.splits.items()
         },
     }
