@@ -16,11 +16,13 @@ LESSON: dict[str, Any] = {
     "template": "none",
     "evaluate": False,
     "kind": "demo",
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "warmup_steps": 5,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
+    "max_steps": 154,
 }
-"""How the people are taught: fast, since it is not what is on show."""
+"""How the people are taught: fast, since it is not what is on show. Eleven passes in small steps know four
+answers of five by heart; fifteen passes in steps of 16 rows at 1e-3 knew one of three."""
 
 
 @exclusive
