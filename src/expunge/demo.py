@@ -21,8 +21,8 @@ LESSON: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "max_steps": 154,
 }
-"""How the people are taught: fast, since it is not what is on show. Eleven passes in small steps know four
-answers of five by heart; fifteen passes in steps of 16 rows at 1e-3 knew one of three."""
+"""How the people are taught: fast, since it is not what is on show. Exact answers on seeds 0, 1, 2 after
+these eleven passes in small steps: 100, 31 and 81 %."""
 
 
 @exclusive

@@ -253,7 +253,7 @@ def _before(request: Request, counted: Sizes, trained: int, cut: int) -> int:
     if not request.separate:
         return 0
     part = max(trained // PARTS, min(SMALLEST, trained), 4 * counted.largest // cut)
-    return part if name == "sgd" or name.startswith("adamw_torch") else trained
+    return part if name in ("sgd", "adamw_torch", "adamw_torch_fused") else trained
 
 
 def _waiting(request: Request, trained: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
 
@@ -31,6 +32,8 @@ def shard_on_cpu(accelerator: Accelerator, args: TrainingArguments) -> bool:
     state: Any = accelerator.state
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**(getattr(args, "fsdp_plugin_args", None) or {}))
+        if isinstance(state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):  # nothing to pin memory for
+            state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
         state.distributed_type = DistributedType.FSDP
         PartialState().distributed_type = DistributedType.FSDP  # every AcceleratorState() takes over from it
     plugin = getattr(state, "fsdp_plugin", None)

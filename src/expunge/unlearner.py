@@ -72,7 +72,9 @@ class Unlearner(WholeCheckpoints):
             method reads besides are made (see `expunge.derived`). Companions of a set too, under their names
             (see `expunge.companions`); derived sets then have rows for `forget` and, behind them, for
             `forgotten`.
-        callbacks: As for `Trainer`.
+        callbacks: As for `Trainer`; but the optimizer's step may be taken in `on_pre_optimizer_step`, a
+            part of the parameters at a time, and `.grad` is None after it. Hooks on the optimizer's own
+            step prevent that.
 
     Raises:
         ValueError: A data set that the method reads is missing; weights are not fp32; fp16 compute is

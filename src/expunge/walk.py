@@ -1,7 +1,7 @@
 """An optimizer's step taken a part of the parameters at a time.
 
 How far every parameter moved is then known without a copy of them all: what a part was stands beside it only
-until the next part moves. Knows torch alone.
+until the next part moves.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ _SEPARABLE = (
 
 
 def separable(optimizer: Any) -> bool:
-    """Whether an optimizer's step over all parameters is its steps over parts of them, bit for bit."""
-    return type(optimizer) in _SEPARABLE
+    """Whether an optimizer's step over all parameters is its steps over parts of them, bit for bit.
+
+    Not where a user has hooked something to its steps: that expects to be called once a step.
+    """
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return type(optimizer) in _SEPARABLE and not hooked
 
 
 def falls(optimizer: Any, parameters: Sequence[nn.Parameter]) -> Iterator[Tensor]:

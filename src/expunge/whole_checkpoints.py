@@ -6,7 +6,6 @@ it besides the Trainer's own files is the subclass's.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ class WholeCheckpoints(Trainer):
 
     _staging = ""
 
-    @abstractmethod
     def save_beside(self, folder: Path) -> None:
         """Write what a resumed run must know; called on every rank.
 
         Args:
             folder: Of the checkpoint in the making; it may not exist yet.
         """
+        raise NotImplementedError
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, first = Path(self._get_output_dir(trial)), self.args.should_save

@@ -182,9 +182,10 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
     named = [entry.name for entry in open_ if len(ended) <= len(open_) or entry.family in silent]
     alone = ", and no other of the same family did" if len(ended) > len(open_) else ""
     count = f"{len(ended)} other attack{'s' if len(ended) != 1 else ''} did"
+    late = any(entry.judgement and entry.judgement.outcome == "unfinished" for entry in open_)
     return (
         f"Nothing beyond the control came back, but {_listed(named)} did not come to an end{alone}: that is "
-        f"no answer ({count}). Give more --seconds."
+        f"no answer ({count}).{' Give more --seconds.' if late else ''}"
     )
 
 
