@@ -86,7 +86,10 @@ def licences(fields: Any) -> set[str]:
         fields: Core metadata, as `importlib.metadata` reads it.
     """
     if expression := fields.get("License-Expression"):
-        choices = [set(re.split(r" AND | WITH ", part)) for part in expression.strip("()").split(" OR ")]
+        bare = re.sub(r"^\(([^()]*)\)$", r"\1", expression)
+        if "(" in bare:  # nested: every name in it counts
+            return set(re.split(r" AND | WITH | OR ", re.sub(r"[()]", "", bare)))
+        choices = [set(re.split(r" AND | WITH ", part)) for part in bare.split(" OR ")]
         return next((choice for choice in choices if choice <= ALLOWED), set.union(*choices))
     classifiers = [c for c in fields.get_all("Classifier") or [] if c.startswith("License ::")]
     words = classifiers or (fields.get("License") or "").strip().splitlines()[:3]

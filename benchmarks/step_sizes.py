@@ -54,26 +54,6 @@ def tofu(data: Path, folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in sets}
 
 
-def teach(paths: dict[str, Path], folder: Path, size: dict[str, int]) -> Path:
-    """The model that knows forget and retain; taught once per world."""
-    if not (folder / "model").is_dir():
-        api.finetune(
-            "smollm2-135m",
-            data=[paths["forget"], paths["retain"]],
-            output=folder,
-            overwrite=True,
-            template="none",
-            evaluate=False,
-            seed=0,
-            learning_rate=1e-3,
-            warmup_steps=5,
-            per_device_train_batch_size=size["teach_rows"],
-            max_steps=size["teach"],
-            save_strategy="no",
-        )
-    return folder / "model"
-
-
 def trial(
     rule: str, seed: int, model: Path, paths: dict[str, Path], options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -150,7 +130,8 @@ def main() -> None:
         if options.world == "tofu"
         else lume_task2.prepare(options.data, place / "data", 10)
     )
-    model = teach(paths, place / "taught", SIZES[options.world])
+    size = SIZES[options.world]
+    model = lume_task2.teach(paths, place, size["teach_rows"], size["teach"])
     results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     results |= {"environment": environment().model_dump(mode="json")}
     known = {(found["world"], found["rule"], found["seed"]) for found in results.setdefault("trials", [])}

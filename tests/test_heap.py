@@ -39,6 +39,8 @@ def run(code: str, **environment: str) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_lengths_seen():
     """100 more lengths: 249 MB without limits on a processor with AMX, 18 MB with them."""
+    if float(run(GROWTH, **dict.fromkeys(CACHES, "1024"))) < 120:
+        pytest.skip("this processor's products of matrices take no memory worth a limit")
     assert float(run(GROWTH)) < 120
 
 

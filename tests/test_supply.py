@@ -55,6 +55,8 @@ def test_all_that_an_installation_brings_is_pinned(supply):
         ({"License_Expression": "BSD-3-Clause AND 0BSD AND Apache-2.0 WITH LLVM-exception"}, True),
         ({"License_Expression": "GPL-3.0-only OR MIT"}, True),
         ({"License_Expression": "MIT AND AGPL-3.0-only"}, False),
+        ({"License_Expression": "(MIT OR Apache-2.0)"}, True),
+        ({"License_Expression": "(MIT OR Apache-2.0) AND GPL-3.0-only"}, False),
         ({"License": "Apache 2.0 License"}, True),
         ({"License": "GPLv3"}, False),
         ({"License": "MIT", "Classifier": "License :: GNU Lesser General Public License v3"}, False),

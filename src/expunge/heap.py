@@ -6,8 +6,8 @@ step.
 
 Batches of many lengths have a product of matrices for every number of tokens, and oneDNN, which computes
 these in bf16, keeps compiled code and packed weights of the last 1,024 of them, torch another 1,024: on a
-processor with AMX about 1 MB each (473 MB after 150 lengths of a single layer, 92 MB with the limits
-below, at the same speed). A step needs those of its own two or three shapes again and again, and no others.
+processor with AMX about 1 MB each (100 lengths of a single layer: 249 MB, and 18 MB with the limits below).
+A step needs those of its own two or three shapes again and again, and no others.
 """
 
 from __future__ import annotations
