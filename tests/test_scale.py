@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from torchjd.aggregation import MGDAWeighting
 from conftest import build_model, rows
 from expunge import Unlearner, UnlearningArguments, UsageError, unlearn
 from expunge.gramian import GradientBuffers
-from expunge.material import check_demands, zero_stage
 from expunge.methods import METHODS, Method
 from expunge.objectives import KL, NLL, UCE, Ascent, Reference, TokenLogits, _chunks
 from expunge.weightings import MinNorm, Normalized, TorchJD
@@ -169,41 +167,6 @@ def test_a_run_with_other_buffers_stays_near(keep, tokenizer, tmp_path):
     error = float((found - plain).norm() / plain.norm())
     assert error < (1e-6 if keep == "cpu" else 1e-3)
     assert keep == "cpu" or error > 0
-
-
-# --- DeepSpeed -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["ngdiff", "grad-diff"])
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_deepspeed_is_refused_with_the_alternative(stage, method, model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    args.deepspeed = {"zero_optimization": {"stage": stage}}
-    assert zero_stage(args) == stage
-    with pytest.raises(ValueError, match=rf"`deepspeed` must be left out.*ZeRO stage {stage}.*FSDP2"):
-        check_demands(METHODS[method](), model, args)
-    args.deepspeed = None
-    check_demands(METHODS[method](), model, args)
-
-
-# --- sequences over processes ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sizes", [{"cp_size": 2}, {"sp_size": 2}], ids=str)
-def test_sequences_are_not_split_over_processes(sizes, model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    args.parallelism_config = SimpleNamespace(**{"cp_size": 1, "sp_size": 1} | sizes)
-    with pytest.raises(ValueError, match=r"`parallelism_config` must leave sequences whole.*max_length"):
-        check_demands(METHODS["ngdiff"](), model, args)
-    args.parallelism_config = SimpleNamespace(cp_size=1, sp_size=1)
-    check_demands(METHODS["ngdiff"](), model, args)
-
-
-def test_a_model_compiled_as_a_whole_is_refused(model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    args.torch_compile = True
-    with pytest.raises(ValueError, match=r"`torch_compile` must be False.*hook"):
-        check_demands(METHODS["ngdiff"](), model, args)
 
 
 # --- activation checkpointing and chunked losses ----------------------------------------------------

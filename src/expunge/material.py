@@ -6,9 +6,7 @@ Checks that model and settings can give what the objectives of a method need.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -24,6 +22,7 @@ from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import model_context
+from expunge.launch import check_settings
 from expunge.methods import Method
 from expunge.models import weights_hash
 from expunge.records import Records
@@ -159,41 +158,7 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."
         )
-    if zero_stage(args) is not None:
-        raise ValueError(
-            f"`deepspeed` must be left out (ZeRO stage {zero_stage(args)}): its engine reduces, partitions "
-            "and applies gradients inside the backward pass, before objectives are combined and looked at. "
-            "Use FSDP2, which shards as much (fsdp=true; docs/cluster.md)."
-        )
-    _check_parallelism(args)
-    if args.torch_compile:
-        raise ValueError(
-            "`torch_compile` must be False: logits are picked by a hook that is another one in every forward "
-            "pass, and a compiled model does not look for new hooks; got True. Leave it out."
-        )
-
-
-def _check_parallelism(args: UnlearningArguments) -> None:
-    """Refuse to split sequences over processes: the Trainer does so inside the step that is replaced here."""
-    asked = args.parallelism_config
-    if asked is not None and (asked.cp_size > 1 or asked.sp_size > 1):
-        raise ValueError(
-            "`parallelism_config` must leave sequences whole (logits are picked where those have labels); "
-            f"got cp_size={asked.cp_size}, sp_size={asked.sp_size}. Long rows fit by fsdp=true with "
-            "activation checkpointing, a smaller per_device_train_batch_size, or max_length."
-        )
-
-
-def zero_stage(args: UnlearningArguments) -> int | None:
-    """Stage of DeepSpeed's ZeRO under which a run would train; None without DeepSpeed."""
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None:
-        return int(plugin.zero_stage)
-    given = args.deepspeed
-    if not given:
-        return None
-    settings = given if isinstance(given, dict) else json.loads(Path(given).read_text(encoding="utf-8"))
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
+    check_settings(args)
 
 
 def streams(

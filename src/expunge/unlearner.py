@@ -32,6 +32,7 @@ from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.inference import model_context
 from expunge.interrupt import Interrupt
+from expunge.launch import check_launch
 from expunge.material import check_demands, complete, fingerprint, means_of, streams
 from expunge.methods import Method
 from expunge.monitor import Monitor
@@ -169,6 +170,7 @@ class Unlearner(WholeCheckpoints):
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer's; FSDP is not dropped where there are CPUs only."""
         super().create_accelerator_and_postprocess()
+        check_launch(self.accelerator, self.args)
         self.is_fsdp_enabled = shard_on_cpu(self.accelerator, self.args)
 
     # -- data ------------------------------------------------------------------------------------
