@@ -4,12 +4,15 @@
         --output benchmarks/results/audit_lume_task2.json [--people 10] [--seeds 0,1] [--steps 60]
         [--methods ngdiff,npo,simnpo,grad-diff,rmu] [--attacks prompt,...] [--probes 12] [--seconds 60]
         [--workers 2] [--set KEY=VALUE ...] [--set ATTACK:FIELD=VALUE ...] [--markdown TABLE.md]
+    python benchmarks/audit_table.py ... --methods ngdiff,ngdiff+holdout,ngdiff+holdout+sharpness=0.05
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl; rows of the first so many
 people of each fold are forgotten, kept, never seen. The embedded model is taught all of them, and once more
 the retain rows alone: the control. Seeds are those of unlearning; attacks have the first one, so that all
-models meet the same. Every recipe has its own default learning rate. `--workers` shares models out over
-processes of one thread each, which pays on few cores; seconds are of that process.
+models meet the same. Every recipe has its own default learning rate, and may have settings of its own behind
+pluses; `holdout` among these lets it stop by records never seen, which are no records of the audit.
+`--workers` shares models out over processes of one thread each, which pays on few cores; seconds are of that
+process.
 
 After every attack the output is written anew, with what is known so far; a second call continues, and may add
 methods, seeds and attacks. The work folder keeps models and findings, these with their text.
@@ -31,8 +34,9 @@ from typing import Any
 
 import torch
 from audit_results import CONTROL, ORIGINAL, Attacked, Unit, markdown, numbers
-from lume_task2 import prepare
+from lume_task2 import prepare, task2
 from study import given, teach
+from successive_requests import write
 
 from expunge import api
 from expunge.attacks import Attack, Probes, Target, make_attack
@@ -89,14 +93,17 @@ def taught(name: str, paths: Mapping[str, Path], options: argparse.Namespace) ->
     return model
 
 
-def unlearned(method: str, seed: int, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
-    """The original after a recipe."""
-    folder = options.work / f"{method}-{seed}"
+def unlearned(name: str, seed: int, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
+    """The original after a recipe, which may have settings of its own."""
+    folder = options.work / f"{name}-{seed}"
+    method, *own = name.split("+")
+    settings = given(options.settings) | given([pair for pair in own if pair != "holdout"])
     if not ended(folder):
         api.unlearn(
             options.work / ORIGINAL / "model",
             forget=paths["forget"],
             retain=paths["retain"],
+            holdout=paths["unseen"] if "holdout" in own else None,
             method=method,
             template="none",
             seed=seed,
@@ -105,7 +112,7 @@ def unlearned(method: str, seed: int, paths: Mapping[str, Path], options: argpar
             max_steps=options.steps,
             output=folder,
             overwrite=True,
-            **{key: value for key, value in given(options.settings).items() if ":" not in key},
+            **{key: value for key, value in settings.items() if ":" not in key},
         )
     go_on_if_ended(folder)
     return folder / "model"
@@ -143,8 +150,8 @@ def training(folder: Path) -> dict[str, Any]:
 def asked(paths: Mapping[str, Path], options: argparse.Namespace) -> Probes:
     """Questions, so many of each set (of retain twice as many), spread over people and kinds."""
     sets = {}
-    for name, path in paths.items():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for name in ("forget", "retain", "holdout"):
+        rows = [json.loads(line) for line in paths[name].read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row["kind"] == "qa"]
         count = min(len(rows), options.probes * (2 if name == "retain" else 1))
         chosen = [rows[i * len(rows) // count] for i in range(count)]
@@ -241,9 +248,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def data_of(options: argparse.Namespace) -> dict[str, Path]:
-    """The three sets; they are written once."""
+    """Forget, retain and holdout, which are asked, and `unseen`: as many people again of holdout's fold."""
     folder = options.work / "data"
-    names = ("forget", "retain", "holdout")
+    names = ("forget", "retain", "holdout", "unseen")
     return {name: folder / f"{name}.jsonl" for name in names}
 
 
@@ -275,6 +282,9 @@ def main() -> None:
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the processes that are started
     prepare(options.data, options.work / "data", options.people)
+    further = task2(options.data / "validation" / "forget.jsonl", 2 * options.people)
+    asked_of = {json.loads(line)["person"] for line in (options.work / "data" / "holdout.jsonl").open()}
+    write([row for row in further if row["person"] not in asked_of], data_of(options)["unseen"])
     attacks_of(options)  # refused before anything is trained
     first = options.seeds[0]
     carry_out([partial(teach_alone, name, options) for name in (ORIGINAL, CONTROL)], options.workers)
