@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from audit_results import CONTROL, ORIGINAL, Attacked, Unit, markdown, numbers
 from lume_task2 import prepare, task2
-from study import given, teach
+from study import ended, given, go_on_if_ended, teach
 from successive_requests import write
 
 from expunge import api
@@ -85,12 +85,7 @@ model at 12 probes. As much again is training: about 5 s a step of 16 rows.
 def taught(name: str, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
     """The model that knows all, or the control, which knows the retain rows alone."""
     known = [paths["forget"], paths["retain"]] if name == ORIGINAL else [paths["retain"]]
-    folder = options.work / name
-    if not ended(folder):
-        (folder / "record.json").unlink(missing_ok=True)
-    model = teach(known, folder, options, template="none")
-    go_on_if_ended(folder)
-    return model
+    return teach(known, options.work / name, options, template="none")
 
 
 def unlearned(name: str, seed: int, paths: Mapping[str, Path], options: argparse.Namespace) -> Path:
@@ -116,20 +111,6 @@ def unlearned(name: str, seed: int, paths: Mapping[str, Path], options: argparse
         )
     go_on_if_ended(folder)
     return folder / "model"
-
-
-def ended(folder: Path) -> bool:
-    """Whether a training came to an end of its own: one that was interrupted is begun anew."""
-    if not (folder / "record.json").exists():
-        return False
-    record = read_record(folder)
-    return record.stop is not None and record.stop.reason != "interrupted"
-
-
-def go_on_if_ended(folder: Path) -> None:
-    """An interruption ends all."""
-    if not ended(folder):
-        raise SystemExit(130)
 
 
 def training(folder: Path) -> dict[str, Any]:

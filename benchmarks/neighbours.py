@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from study import given, rows_of
+from study import ended, given, go_on_if_ended, rows_of, teach
 from successive_requests import METRICS, Rows, write
 
 from expunge import api
@@ -44,26 +44,6 @@ def prepare(task: str, options: argparse.Namespace) -> dict[str, Path]:
         )
         for name, fold in folds.items()
     }
-
-
-def teach(task: str, paths: dict[str, Path], options: argparse.Namespace) -> Path:
-    """The model that knows forget and retain of a task."""
-    folder = options.work / task / "taught"
-    if not (folder / "record.json").exists():
-        rows = sum(len(rows_in(paths[name])) for name in ("forget", "retain"))
-        words = {
-            "template": "none",
-            "evaluate": False,
-            "seed": 0,
-            "learning_rate": 1e-3,
-            "warmup_steps": 5,
-            "per_device_train_batch_size": 16,
-            "max_steps": -(-rows // 16) * 12,
-            "save_strategy": "no",
-        }
-        data = [paths["forget"], paths["retain"]]
-        api.finetune(options.model, data=data, output=folder, overwrite=True, **words | given(options.teach))
-    return folder / "model"
 
 
 def rows_in(path: Path) -> Rows:
@@ -122,7 +102,7 @@ def unlearn(
     """One seed of one arm."""
     near = options.work / task / "neighbours"
     folder = options.work / task / f"{arm}-{seed}"
-    if not (folder / "record.json").exists() or not (folder / "model").exists():
+    if not ended(folder):
         api.unlearn(
             model,
             forget=paths["forget"],
@@ -137,6 +117,7 @@ def unlearn(
             overwrite=True,
             **given(options.settings),
         )
+        go_on_if_ended(folder)
     record = read_record(folder)
     assert record.stop is not None
     return {
@@ -151,7 +132,8 @@ def unlearn(
 def study(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """One task: what was found, the start, and both arms on all seeds."""
     paths = prepare(task, options)
-    model = teach(task, paths, options)
+    known = [paths["forget"], paths["retain"]]
+    model = teach(known, options.work / task / "taught", options, template="none")
     near = seek(task, model, paths, options)
     found = NeighboursRecord.model_validate_json((near / RECORD).read_text(encoding="utf-8"))
     counts = ("pairs", "without", "drafted", "kept", "curriculum", "probes", "seconds")
@@ -182,6 +164,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("neighbours-work"))
     parser.add_argument("--tasks", default="Task2,Task3")
     parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--margin", type=float, default=0.2)
@@ -191,7 +174,9 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     tasks = {task: study(task, options) for task in options.tasks.split(",")}
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("work", "data")}
+    settings = {
+        key: str(value) for key, value in vars(options).items() if key not in ("work", "data", "output")
+    }
     settings["model"] = Path(settings["model"]).name
     found = {"benchmark": "LUME, contrastive neighbours", "settings": settings, "tasks": tasks}
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from expunge import METHODS, Comparison, api, compare
 from expunge.comparison import merge
 from expunge.comparison_record import FILE, Axis, Setting, read_comparison
 from expunge.heap import keep_freed_memory
+from expunge.record import read_record
 from expunge.report.comparison import markdown
 
 SUFFIX = 3
@@ -82,7 +83,8 @@ def prepare(data: Path, folder: Path, wanted: dict[str, int]) -> dict[str, Path]
 
 def teach(data: list[Path], taught: Path, options: argparse.Namespace, **words: object) -> Path:
     """A model that knows the records; taught once, since it is not what is compared."""
-    if not (taught / "record.json").exists():
+    if not ended(taught):
+        (taught / "record.json").unlink(missing_ok=True)
         rows = sum(1 for path in data for _ in path.open(encoding="utf-8"))
         usual: dict[str, Any] = {
             "evaluate": False,
@@ -95,7 +97,22 @@ def teach(data: list[Path], taught: Path, options: argparse.Namespace, **words: 
         usual |= words | given(options.teach)
         usual.setdefault("max_steps", -(-rows // usual["per_device_train_batch_size"]) * options.passes)
         api.finetune(options.model, data=data, output=taught, overwrite=True, **usual)
+        go_on_if_ended(taught)
     return taught / "model"
+
+
+def ended(folder: Path) -> bool:
+    """Whether a training came to an end of its own: one that was interrupted is begun anew."""
+    if not (folder / "record.json").exists():
+        return False
+    record = read_record(folder)
+    return record.stop is not None and record.stop.reason != "interrupted"
+
+
+def go_on_if_ended(folder: Path) -> None:
+    """An interruption ends all."""
+    if not ended(folder):
+        raise SystemExit(130)
 
 
 def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:

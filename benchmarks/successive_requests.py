@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from study import given, rows_of
+from study import ended, given, go_on_if_ended, rows_of, teach
 
 from expunge import api
 from expunge.benchmarks.records import UserRecords
@@ -57,24 +57,11 @@ def write(rows: Rows, path: Path) -> Path:
     return path
 
 
-def teach(sets: dict[str, Rows], options: argparse.Namespace) -> Path:
+def taught(sets: dict[str, Rows], options: argparse.Namespace) -> Path:
     """The model that knows everybody but the holdout; taught once."""
-    folder = options.work / "taught"
-    if not (folder / "record.json").exists():
-        rows = [row for name, found in sets.items() if name != "holdout" for row in found]
-        words = {
-            "template": "none",
-            "evaluate": False,
-            "seed": 0,
-            "learning_rate": 1e-3,
-            "warmup_steps": 5,
-            "per_device_train_batch_size": 16,
-            "max_steps": -(-len(rows) // 16) * 12,
-            "save_strategy": "no",
-        }
-        data = write(rows, options.work / "data" / "all.jsonl")
-        api.finetune(options.model, data=data, output=folder, overwrite=True, **words | given(options.teach))
-    return folder / "model"
+    rows = [row for name, found in sets.items() if name != "holdout" for row in found]
+    data = write(rows, options.work / "data" / "all.jsonl")
+    return teach([data], options.work / "taught", options, template="none")
 
 
 def measure(model: Path, folder: Path, sets: dict[str, Rows], seed: int) -> dict[str, Any]:
@@ -97,7 +84,7 @@ def measure(model: Path, folder: Path, sets: dict[str, Rows], seed: int) -> dict
 def serve(arm: str, number: int, last: Path, sets: dict[str, Rows], seed: int, options: Any) -> RunRecord:
     """One request on the model of the one before (`last`, a run folder; `taught` for the first)."""
     folder = options.work / f"{arm}-{seed}" / f"request-{number}"
-    if not (folder / "record.json").exists() or not (folder / "model").exists():
+    if not ended(folder):
         later = [row for i in range(number + 1, options.requests + 1) for row in sets[f"request-{i}"]]
         data = options.work / "data"
         words = {
@@ -116,6 +103,7 @@ def serve(arm: str, number: int, last: Path, sets: dict[str, Rows], seed: int, o
             api.unlearn(after=last, **words)
         else:
             api.unlearn(last / "model", **words)
+        go_on_if_ended(folder)
     return read_record(folder)
 
 
@@ -155,6 +143,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--people", type=int, default=5)
     parser.add_argument("--kept", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--method", default="ngdiff")
     parser.add_argument("--arms", default="after,alone")
@@ -163,13 +152,14 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     sets = world(options)
-    taught = teach(sets, options)
-    start = measure(taught, options.work / "measured-start", sets, 0)
+    start = measure(taught(sets, options), options.work / "measured-start", sets, 0)
     arms = {
         arm: {seed: series(arm, seed, sets, options) for seed in map(int, options.seeds.split(","))}
         for arm in options.arms.split(",")
     }
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("work", "data")}
+    settings = {
+        key: str(value) for key, value in vars(options).items() if key not in ("work", "data", "output")
+    }
     settings["model"] = Path(settings["model"]).name
     found = {
         "benchmark": "LUME Task 2, successive requests",
