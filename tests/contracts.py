@@ -205,3 +205,53 @@ def assert_positive_and_clipped(rule: StepSize, line: Line, rate: float, clip: t
     assert clip[0] * rate * (1 - 1e-12) <= proposal.learning_rate <= clip[1] * rate * (1 + 1e-12)
     assert proposal.learning_rate > 0
     assert proposal.decision
+
+
+def assert_sane_without_a_minimum_ahead(rule: StepSize, slope: float, bend: float, rate: float) -> None:
+    """Concave ground that falls lets η grow; ground that rises, concave or not, never does.
+
+    Args:
+        rule: Looks for the lowest retain loss.
+        slope: Size of the slope, positive.
+        bend: Downward curvature, non-negative; 0 is a straight line.
+        rate: η.
+    """
+    falling = rule(rate, quadratic(slope, -bend, rate)).learning_rate
+    rising = rule(rate, quadratic(-slope, -bend, rate)).learning_rate
+    assert falling > rate > rising
+
+
+def assert_losses_are_compared_alone(
+    rule: StepSize, line: Line, rate: float, unit: float, shift: float
+) -> None:
+    """The answer depends on differences of losses, in any unit."""
+
+    def moved(values: Tensor) -> Tensor:
+        return values * unit + shift
+
+    other = Line(moved(line.minus), moved(line.zero), moved(line.plus), line.tokens)
+    assert math.isclose(rule(rate, other).learning_rate, rule(rate, line).learning_rate, rel_tol=1e-6)
+
+
+def assert_noise_is_weathered(rule: StepSize, best: float, noise: float, probes: int = 200) -> None:
+    """On a quadratic whose rows are noisy, η stays near the minimiser and never runs away.
+
+    Args:
+        rule: Looks for the lowest retain loss.
+        best: The minimiser, slope over curvature, with slope 1.
+        noise: Standard deviation of a row's loss at a point, as a share of what a step at `best` changes.
+        probes: Measurements in a row, each of 16 rows with noise of its own.
+    """
+    rows, draw = 16, torch.Generator().manual_seed(0)
+    rate, seen = best, []
+    for _ in range(probes):
+        exact = quadratic(1.0, 1.0 / best, rate, rows=rows)
+        points = [
+            x + noise * best * torch.randn(rows, generator=draw, dtype=torch.float64)
+            for x in (exact.minus, exact.zero, exact.plus)
+        ]
+        rate = rule(rate, Line(*points, exact.tokens)).learning_rate
+        seen.append(rate / best)
+    assert 0.8 < sorted(seen)[probes // 2] < 1.25
+    assert min(seen) > 1 / 16
+    assert max(seen) < 16

@@ -52,6 +52,31 @@ def test_answers_are_positive_and_clipped(rule, values, rate):
     contracts.assert_positive_and_clipped(rule, line(*values), rate, rule.clip)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@given(slope=st.floats(1e-3, 1e3), bend=st.just(0.0) | st.floats(1e-3, 1e3), rate=st.floats(1e-6, 1e-2))
+def test_concave_and_straight_ground(rule, slope, bend, rate):
+    contracts.assert_sane_without_a_minimum_ahead(rule, slope, bend, rate)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@given(
+    slope=st.floats(-1.0, 1.0).filter(lambda a: abs(a) > 1e-3),
+    curvature=st.floats(-10.0, 10.0).filter(lambda b: abs(b) > 1e-2),
+    unit=st.floats(0.1, 10.0),
+    shift=st.floats(-5.0, 5.0),
+)
+def test_only_differences_of_losses_count(rule, slope, curvature, unit, shift):
+    contracts.assert_only_differences_count(
+        rule, contracts.quadratic(slope, curvature, 0.1), 0.1, unit, shift
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("noise", [0.01, 0.3])
+def test_noisy_rows(rule, noise):
+    contracts.assert_noise_is_weathered(rule, 1e-5, noise)
+
+
 def test_closed_form_survives_tiny_rates():
     """A curve fitter returns garbage at η = 1e-6; the closed form is exact to rounding."""
     proposal = GeN()(1e-6, contracts.quadratic(slope=2.0, curvature=2.0 / 1.5e-6, rate=1e-6))
