@@ -221,9 +221,7 @@ def assert_sane_without_a_minimum_ahead(rule: StepSize, slope: float, bend: floa
     assert falling > rate > rising
 
 
-def assert_losses_are_compared_alone(
-    rule: StepSize, line: Line, rate: float, unit: float, shift: float
-) -> None:
+def assert_only_differences_count(rule: StepSize, line: Line, rate: float, unit: float, shift: float) -> None:
     """The answer depends on differences of losses, in any unit."""
 
     def moved(values: Tensor) -> Tensor:
