@@ -18,11 +18,6 @@ FLAGS = {
 """What a flag or the verb says, and a setting therefore may not."""
 
 
-def settings(assignments: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
-    """What was given, and a seed."""
-    return {"seed": 0} | given(assignments, config, **flags)
-
-
 def given(assignments: list[str] | None, config: Path | None, **flags: Any) -> dict[str, Any]:
     """A YAML file, over it KEY=VALUE pairs, over these the flags that were given; values are YAML scalars."""
     found = (_read_config(config) if config else {}) | pairs(assignments, "--set", "learning_rate=1e-5")

@@ -1,25 +1,48 @@
 """The verb that attacks: `audit`."""
 
+# ruff: noqa: B008  (classes of flags are frozen)
+
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from expunge import inputs, terminal
-from expunge.cli._app import (
-    Json,
-    PromptField,
-    Quiet,
-    ResponseField,
-    Seed,
-    Settings,
-    Template,
-    TrustRemoteCode,
-    app,
-)
+from expunge.cli._app import app
+from expunge.cli._flags import Look, Training, TrustRemoteCode, flags
 from expunge.errors import UsageError
+
+
+@flags
+class Material:
+    """Models that are attacked, and records to attack them with."""
+
+    model: Annotated[str | None, Parameter(help="The unlearned model, or the folder of a finished run.")] = (
+        None
+    )
+    forget: Annotated[str | None, Parameter(help="Records that were removed.")] = None
+    retain: Annotated[str | None, Parameter(help="Records that an attacker may know and use.")] = None
+    holdout: Annotated[
+        str | None, Parameter(help="Records of the same kind, never seen by the unlearned model.")
+    ] = None
+    original: Annotated[str | None, Parameter(help="The model before unlearning.")] = None
+    control: Annotated[str | None, Parameter(help="A model that never saw the forget records.")] = None
+
+
+@flags
+class Place:
+    """What becomes of an earlier audit, and whose code may run."""
+
+    resume: Annotated[
+        bool,
+        Parameter(
+            help="Continue the audit in --output, or add attacks: what has ended is kept.", negative=()
+        ),
+    ] = False
+    overwrite: Annotated[bool, Parameter(help="Replace the audit in --output.", negative=())] = False
+    trust_remote_code: TrustRemoteCode = False
 
 
 @app.command
@@ -29,16 +52,7 @@ def audit(
     ] = None,
     /,
     *,
-    model: Annotated[
-        str | None, Parameter(help="The unlearned model, or the folder of a finished run.")
-    ] = None,
-    forget: Annotated[str | None, Parameter(help="Records that were removed.")] = None,
-    retain: Annotated[str | None, Parameter(help="Records that an attacker may know and use.")] = None,
-    holdout: Annotated[
-        str | None, Parameter(help="Records of the same kind, never seen by the unlearned model.")
-    ] = None,
-    original: Annotated[str | None, Parameter(help="The model before unlearning.")] = None,
-    control: Annotated[str | None, Parameter(help="A model that never saw the forget records.")] = None,
+    material: Material = Material(),
     attacks: Annotated[
         str | None,
         Parameter(help="Names from expunge list attacks or FILE.py:NAME, with commas between. Default: all."),
@@ -52,58 +66,41 @@ def audit(
     output: Annotated[
         Path | None, Parameter(help="Folder for audit.json and report.html. Default: audit/ in the run's.")
     ] = None,
-    template: Template = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    seed: Seed = None,
-    set_: Settings = None,
-    resume: Annotated[
-        bool,
-        Parameter(
-            help="Continue the audit in --output, or add attacks: what has ended is kept.", negative=()
-        ),
-    ] = False,
-    overwrite: Annotated[bool, Parameter(help="Replace the audit in --output.", negative=())] = False,
-    trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    training: Training = Training(),
+    place: Place = Place(),
+    look: Look = Look(),
 ) -> None:
     """Try to bring back what was removed: attacks on the original, the unlearned and a control model.
 
     Ends in a verdict: erased, suppressed, not forgotten. --set takes settings of the reading (bf16=false) and
     of an attack (ATTACK:FIELD=VALUE).
     """
-    subject = _subject(folder, model)
-    settings = inputs.given(set_, None, template=template, seed=seed)
-    if named := sorted({"attacks", "redact", "seconds", "tokenizer"} & settings.keys()):
-        raise UsageError(f"--set must not name {named[0]}; see expunge audit --help for the flags.")
-    if seconds is not None:
-        settings["seconds"] = seconds
+    subject = _subject(folder, material.model)
+    settings = _settings(training, seconds)
     where = output if output is not None else _beside_run(subject)
     from expunge.auditing import audit as run_audit
 
     try:
         result = run_audit(
-            subject,
-            forget=forget,
-            retain=retain,
-            holdout=holdout,
-            original=original,
-            control=control,
+            **vars(material) | {"model": subject},
             attacks=None if attacks is None else inputs.listed(attacks),
             redact=redact,
-            **settings,
             output=where,
-            resume=resume,
-            overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
-            prompt_field=prompt_field,
-            response_field=response_field,
-            reporter=terminal.reporter(quiet or json_),
+            **settings,
+            **training.fields,
+            **vars(place),
+            reporter=look.reporter(),
         )
     except KeyboardInterrupt:
         raise SystemExit(_interrupted(where)) from None
-    terminal.audited(result.record, where, quiet=quiet, as_json=json_)
+    terminal.audited(result.record, where, **look.end)
+
+
+def _settings(training: Training, seconds: float | None) -> dict[str, Any]:
+    settings = training.given()
+    if named := sorted({"attacks", "redact", "seconds", "tokenizer"} & settings.keys()):
+        raise UsageError(f"--set must not name {named[0]}; see expunge audit --help for the flags.")
+    return settings if seconds is None else settings | {"seconds": seconds}
 
 
 def _subject(folder: str | None, model: str | None) -> str:

@@ -1,5 +1,7 @@
 """The verb `neighbours`: what is easily lost with what is to be forgotten."""
 
+# ruff: noqa: B008  (classes of flags are frozen)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,19 +9,29 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from expunge import inputs, terminal
-from expunge.cli._app import (
-    Json,
-    Model,
-    Overwrite,
-    PromptField,
-    Quiet,
-    ResponseField,
-    Seed,
-    Template,
-    TrustRemoteCode,
-    app,
-)
+from expunge import inputs
+from expunge.cli._app import app
+from expunge.cli._flags import Look, Model, Overwrite, Seeded, TrustRemoteCode, flags
+
+
+@flags
+class Search:
+    """How neighbours are sought, and what is asked about them."""
+
+    k: Annotated[int, Parameter(help="Neighbours per forget record.")] = 3
+    pool: Annotated[
+        int | None, Parameter(help="Candidates per record, by embedding. Default: 4 k, at least 16.")
+    ] = None
+    margin: Annotated[
+        float, Parameter(help="Least preference for the right answer, before unlearning, nats per token.")
+    ] = 0.2
+    probes: Annotated[float, Parameter(help="Share of the neighbours that are measured only.")] = 0.5
+    templates: Annotated[str, Parameter(help="Kinds of question, with commas between.")] = (
+        "direct,choice,correction,aside,verify"
+    )
+    generator: Annotated[
+        str | None, Parameter(help="A model that writes questions besides the templates.")
+    ] = None
 
 
 @app.command
@@ -29,28 +41,11 @@ def neighbours(
     retain: Annotated[str, Parameter(help="Records to keep: the neighbours are among them.")],
     output: Annotated[Path, Parameter(help="Folder for what is found; must be new or empty.")],
     model: Model = "smollm2-135m",
-    k: Annotated[int, Parameter(help="Neighbours per forget record.")] = 3,
-    pool: Annotated[
-        int | None, Parameter(help="Candidates per record, by embedding. Default: 4 k, at least 16.")
-    ] = None,
-    margin: Annotated[
-        float, Parameter(help="Least preference for the right answer, before unlearning, nats per token.")
-    ] = 0.2,
-    probes: Annotated[float, Parameter(help="Share of the neighbours that are measured only.")] = 0.5,
-    templates: Annotated[
-        str, Parameter(help="Kinds of question, with commas between.")
-    ] = "direct,choice,correction,aside,verify",
-    generator: Annotated[
-        str | None, Parameter(help="A model that writes questions besides the templates.")
-    ] = None,
-    template: Template = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    seed: Seed = None,
+    search: Search = Search(),
+    reading: Seeded = Seeded(),
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    look: Look = Look(),
 ) -> None:
     """Find retained records that a model confuses with the forget records, and tell them apart.
 
@@ -64,23 +59,17 @@ def neighbours(
         forget=forget,
         retain=retain,
         output_folder=output,
-        k=k,
-        pool=pool,
-        margin=margin,
-        probes=probes,
-        templates=tuple(inputs.listed(templates)),
-        generator=generator,
-        template=template or "auto",
-        prompt_field=prompt_field,
-        response_field=response_field,
-        seed=seed or 0,
+        **vars(search) | {"templates": tuple(inputs.listed(search.templates))},
+        template=reading.template or "auto",
+        seed=reading.seed or 0,
+        **reading.fields,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
-        reporter=terminal.reporter(quiet or json_),
+        reporter=look.reporter(),
     )
-    if json_:
+    if look.json:
         print(record.model_dump_json())
-    elif not quiet:
+    elif not look.quiet:
         kept = ", ".join(f"{number} {name}" for name, number in record.kept.items())
         print(f"{record.pairs} neighbours. Questions kept: {kept}.")
         print(f"{record.curriculum} rows to train on, {record.probes} to measure: {output}")

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge import inputs
-from expunge.cli._app import Json, Model, Settings, app
+from expunge.cli._app import app
+from expunge.cli._flags import Json, Model, Settings
 
 
 @app.command

@@ -9,9 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from expunge.cli._app import (
-    app,
-)
+from expunge.cli._app import app
 from expunge.errors import UsageError
 
 

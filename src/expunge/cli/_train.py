@@ -1,29 +1,16 @@
 """Verbs that change a model: `demo`, `finetune`, `run`."""
 
+# ruff: noqa: B008  (classes of flags are frozen)
+
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from expunge import inputs, terminal
-from expunge.cli._app import (
-    Json,
-    Model,
-    Output,
-    Overwrite,
-    PromptField,
-    Quiet,
-    Redact,
-    ResponseField,
-    Resume,
-    Seed,
-    Settings,
-    Template,
-    TrustRemoteCode,
-    app,
-)
+from expunge.cli._app import app
+from expunge.cli._flags import Look, Model, Outcome, Output, Overwrite, Resume, Training, flags
 
 
 @app.command
@@ -36,8 +23,7 @@ def demo(
         bool, Parameter(help="Also train a model that never saw the forget group.", negative=())
     ] = False,
     overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    look: Look = Look(),
 ) -> None:
     """Watch it work: teach a model a group of people, make it forget some, and prove it.
 
@@ -46,15 +32,11 @@ def demo(
     """
     from expunge.demo import run_demo
 
-    result = run_demo(
-        output,
-        model=model,
-        seed=seed,
-        control=control,
-        overwrite=overwrite,
-        reporter=terminal.reporter(quiet or json_),
+    look.finish(
+        run_demo(
+            output, model=model, seed=seed, control=control, overwrite=overwrite, reporter=look.reporter()
+        )
     )
-    terminal.finish(result, quiet=quiet, as_json=json_)
 
 
 @app.command
@@ -65,57 +47,49 @@ def finetune(
     ],
     output: Output,
     model: Model = "smollm2-135m",
-    template: Template = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    seed: Seed = None,
-    set_: Settings = None,
+    training: Training = Training(),
     resume: Resume = False,
-    overwrite: Overwrite = False,
-    redact: Redact = False,
-    trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    outcome: Outcome = Outcome(),
+    look: Look = Look(),
 ) -> None:
     """Teach a model records, until it knows them or the step limit is reached."""
     from expunge import api
 
-    settings = inputs.settings(set_, None, seed=seed, template=template)
     result = api.finetune(
         model,
         data=data,
-        **settings,
         output=output,
+        **{"seed": 0} | training.given(),
+        **training.fields,
         resume=resume,
-        overwrite=overwrite,
-        redact=redact,
-        trust_remote_code=trust_remote_code,
-        prompt_field=prompt_field,
-        response_field=response_field,
-        reporter=terminal.reporter(quiet or json_),
+        **vars(outcome),
+        reporter=look.reporter(),
     )
-    terminal.finish(result, quiet=quiet, as_json=json_)
+    look.finish(result)
 
 
-@app.command
-def run(
-    *,
-    forget: Annotated[str, Parameter(help="Records to remove: JSONL, JSON, CSV, Parquet or a Hub id.")],
-    output: Output,
-    retain: Annotated[str | None, Parameter(help="Records to keep.")] = None,
+@flags
+class Task:
+    """What a run removes and keeps, from which model, and where the outcome goes."""
+
+    forget: Annotated[str, Parameter(help="Records to remove: JSONL, JSON, CSV, Parquet or a Hub id.")]
+    output: Output
+    retain: Annotated[str | None, Parameter(help="Records to keep.")] = None
     holdout: Annotated[
         str | None, Parameter(help="Records of the same kind, never seen by the model: the control.")
-    ] = None,
+    ] = None
     model: Annotated[
         str | None, Parameter(help="Local folder, Hub id, or smollm2-135m (the embedded default).")
-    ] = None,
-    method: Annotated[str | None, Parameter(help="See expunge list methods. Default: ngdiff.")] = None,
-    control: Annotated[
-        str | None, Parameter(help="A model that never saw the forget records, measured as well.")
-    ] = None,
+    ] = None
+
+
+@flags
+class Earlier:
+    """Earlier work that a run builds on."""
+
     after: Annotated[
         Path | None, Parameter(help="An earlier run to continue: what it removed stays removed.")
-    ] = None,
+    ] = None
     forgotten: Annotated[
         list[str] | None,
         Parameter(
@@ -123,52 +97,45 @@ def run(
             negative=(),
             consume_multiple=False,
         ),
-    ] = None,
+    ] = None
     original: Annotated[
         str | None, Parameter(help="--after: the model before the first request, if it has moved.")
-    ] = None,
+    ] = None
     neighbours: Annotated[
         Path | None, Parameter(help="Folder of expunge neighbours: what is easily lost is kept with care.")
+    ] = None
+
+
+@app.command
+def run(
+    *,
+    task: Task,
+    method: Annotated[str | None, Parameter(help="See expunge list methods. Default: ngdiff.")] = None,
+    control: Annotated[
+        str | None, Parameter(help="A model that never saw the forget records, measured as well.")
     ] = None,
+    earlier: Earlier = Earlier(),
     config: Annotated[
         Path | None, Parameter(help="YAML file of settings; --set and --method win over it.")
     ] = None,
-    template: Template = None,
-    prompt_field: PromptField = None,
-    response_field: ResponseField = None,
-    seed: Seed = None,
-    set_: Settings = None,
+    training: Training = Training(),
     resume: Resume = False,
-    overwrite: Overwrite = False,
-    redact: Redact = False,
-    trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    outcome: Outcome = Outcome(),
+    look: Look = Look(),
 ) -> None:
     """Remove records from a model, keep the rest, and measure both."""
     from expunge import api
 
-    settings = {"method": "ngdiff"} | inputs.settings(
-        set_, config, seed=seed, template=template, method=method
-    )
+    model = task.model or (None if earlier.after else "smollm2-135m")
+    usual: dict[str, Any] = {"method": "ngdiff", "seed": 0}
     result = api.unlearn(
-        model or (None if after else "smollm2-135m"),
-        forget=forget,
-        retain=retain,
-        holdout=holdout,
-        **settings,
+        **vars(task) | {"model": model},
+        **usual | training.given(config, method=method),
+        **training.fields,
         control=control,
-        after=after,
-        forgotten=forgotten or (),
-        original=original,
-        neighbours=neighbours,
-        output=output,
+        **vars(earlier) | {"forgotten": earlier.forgotten or ()},
         resume=resume,
-        overwrite=overwrite,
-        redact=redact,
-        trust_remote_code=trust_remote_code,
-        prompt_field=prompt_field,
-        response_field=response_field,
-        reporter=terminal.reporter(quiet or json_),
+        **vars(outcome),
+        reporter=look.reporter(),
     )
-    terminal.finish(result, quiet=quiet, as_json=json_)
+    look.finish(result)

@@ -1,5 +1,7 @@
 """The verb that checks what is there: `verify`."""
 
+# ruff: noqa: B008  (classes of flags are frozen)
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from expunge import terminal
-from expunge.cli._app import Json, Quiet, TrustRemoteCode, app
+from expunge.cli._app import app
+from expunge.cli._flags import Look, TrustRemoteCode
 from expunge.errors import UsageError
 
 COLOURS = {"verified": "green", "differs": "red", "not checked": "yellow"}
@@ -25,8 +28,7 @@ def verify(
     /,
     *,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    json_: Json = False,
+    look: Look = Look(),
 ) -> None:
     """Check a folder against its record: model, data, page. Exit status 2 if anything differs.
 
@@ -38,9 +40,9 @@ def verify(
 
     terminal.reporter(silent=True)
     found = check(folder, trust_remote_code=trust_remote_code)
-    if json_:
+    if look.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
-    elif not quiet:
+    elif not look.quiet:
         table = Table(box=None, show_header=False, pad_edge=False)
         for finding in found:
             verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
