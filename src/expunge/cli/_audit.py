@@ -1,7 +1,5 @@
 """The verb that attacks: `audit`."""
 
-# ruff: noqa: B008  (classes of flags are frozen)
-
 from __future__ import annotations
 
 from pathlib import Path

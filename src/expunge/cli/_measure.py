@@ -1,7 +1,5 @@
 """Verbs that measure: `evaluate`, `compare`."""
 
-# ruff: noqa: B008  (classes of flags are frozen)
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verb `neighbours`: what is easily lost with what is to be forgotten."""
 
-# ruff: noqa: B008  (classes of flags are frozen)
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Verbs that change a model: `demo`, `finetune`, `run`."""
 
-# ruff: noqa: B008  (classes of flags are frozen)
-
 from __future__ import annotations
 
 from pathlib import Path

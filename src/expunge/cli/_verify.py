@@ -1,7 +1,5 @@
 """The verb that checks what is there: `verify`."""
 
-# ruff: noqa: B008  (classes of flags are frozen)
-
 from __future__ import annotations
 
 import json
