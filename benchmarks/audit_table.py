@@ -216,8 +216,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     """All models so far as one file of numbers, without any record's text."""
     units = [
         Unit.model_validate_json(path.read_text(encoding="utf-8"))
-        for path in sorted((options.work / "units").glob("*.json"))
+        for path in (options.work / "units").glob("*.json")
     ]
+    units.sort(key=lambda unit: (unit.model.split("+"), unit.seed))
     shown = ("people", "probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
     settings = {key: getattr(options, key) for key in shown} | {"model": Path(options.model).name}
     results = {"benchmark": "LUME Task 2, audit", "settings": settings} | numbers(units)
