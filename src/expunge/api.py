@@ -26,11 +26,12 @@ from expunge.heap import give_back
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import CausalModel, configured_context, load_model, weights_hash
+from expunge.models import CausalModel, ModelSource, configured_context, load_model, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.runs import ModelSource, Result, Run, RunOptions, claim, data_entries
+from expunge.run_options import RunOptions, claim
+from expunge.runs import Result, Run, data_entries
 from expunge.settings import arguments, configuration, nearest, resolve_method
 from expunge.sources import REDACT
 from expunge.unlearner import Unlearner

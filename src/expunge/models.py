@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 else:
     CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
 
+ModelSource = str | Path | nn.Module
+"""How a user may give a model: by name, by folder, or as it is in memory."""
+
 
 def load_model(
     source: str | Path,
