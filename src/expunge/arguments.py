@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 from expunge.collate import Encoding
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Latent
+from expunge.launch import check_launch
 from expunge.updates import ZerothOrder
 
 UPDATES = Literal["plain", "sign", "zeroth-order"]
@@ -122,6 +123,7 @@ class UnlearningArguments(TrainingArguments):
     curriculum_rows: int = 2
 
     def __post_init__(self) -> None:
+        check_launch(self)  # before settings act: the Trainer's own checks may import what is refused here
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()

@@ -24,7 +24,6 @@ from expunge.descent import Descent
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.interrupt import Interrupt
-from expunge.launch import check_launch
 from expunge.material import check_demands, fingerprint
 from expunge.methods import Method
 from expunge.monitor import Monitor
@@ -163,7 +162,6 @@ class Unlearner(WholeCheckpoints):
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer's; FSDP is not dropped where there are CPUs only."""
         super().create_accelerator_and_postprocess()
-        check_launch(self.accelerator, self.args)
         self.is_fsdp_enabled = shard_on_cpu(self.accelerator, self.args)
 
     # -- data ------------------------------------------------------------------------------------
