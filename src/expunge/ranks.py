@@ -28,6 +28,12 @@ Item = TypeVar("Item")
 PATIENCE: Final = timedelta(days=30)
 """How long processes wait for one that works on a piece of its own."""
 
+LEFT: Final = (
+    "Every process must stay to the end; another one has ended. Its own message says why: see to it, then "
+    "continue."
+)
+"""What the processes say that wait for one that is gone."""
+
 _TAKEN, _FAILED = "expunge/taken", "expunge/failed"
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -87,7 +93,7 @@ def decided(make: Callable[[], Item], group: dist.ProcessGroup | None = None) ->
         group: All processes as `patient` gives them, where it takes long.
 
     Raises:
-        UsageError: The first process could not make it, and this is another one.
+        UsageError: The first process could not make it, and this is another one; or it has ended.
     """
     if not several():
         return make()
@@ -100,7 +106,10 @@ def decided(make: Callable[[], Item], group: dist.ProcessGroup | None = None) ->
         except Exception as error:
             failed = error
     box = [made, _said(failed)]
-    dist.broadcast_object_list(box, src=0, group=group)
+    try:
+        dist.broadcast_object_list(box, src=0, group=group)
+    except RuntimeError as error:
+        raise failed or (UsageError(LEFT) if group else error) from error
     if failed:
         raise failed
     if box[1]:
@@ -162,10 +171,7 @@ def _joined(mine: dict[int, Item], failed: Exception | None, group: dist.Process
     try:
         dist.all_gather_object(parts, (mine, _said(failed)), group=group)
     except RuntimeError as error:
-        raise failed or UsageError(
-            "Every process must stay to the end; another one has ended. Its own message says why: see to it, "
-            "then continue."
-        ) from error
+        raise failed or UsageError(LEFT) from error
     if failed:
         raise failed
     if whys := [why for _, why in parts if why]:
