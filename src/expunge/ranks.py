@@ -109,7 +109,9 @@ def decided(make: Callable[[], Item], group: dist.ProcessGroup | None = None) ->
     try:
         dist.broadcast_object_list(box, src=0, group=group)
     except RuntimeError as error:
-        raise failed or (UsageError(LEFT) if group else error) from error
+        if not (failed or group):
+            raise
+        raise failed or UsageError(LEFT) from error
     if failed:
         raise failed
     if box[1]:
