@@ -54,7 +54,7 @@ class Meeting(Noted):
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         meeting = Path(os.environ[PLACE])
         (meeting / self.name).touch()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 100
         while "RANK" in os.environ and not (meeting / self.partner).exists():
             if time.monotonic() > end:
                 raise TimeoutError(f"{self.partner} does not run beside {self.name}")
