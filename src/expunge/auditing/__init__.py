@@ -2,6 +2,9 @@
 
 `audit` reads records and models, lets every attack run in its time, judges what came back beside the
 control, and leaves `audit.json` and `report.html`. What has ended is kept in `findings/`, not run again.
+
+Several processes (torchrun) share the attacks: the first asks the plain prompt, then each takes the next
+attack that nobody has taken, on all columns, alone; the first judges, and writes all but the findings.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
-from expunge import api, output
-from expunge.attacks import ATTACKS, PLAIN, Attack
+from expunge import api, output, ranks
+from expunge.attacks import ATTACKS, Attack
 from expunge.audit_record import AttackEntry, AuditRecord, Untried, write_audit
 from expunge.auditing import subjects
 from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
@@ -29,6 +34,7 @@ from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.models import ModelSource
+from expunge.progress import Silent
 from expunge.record import ModelEntry
 from expunge.report.audit import write_page
 from expunge.runs import data_entry
@@ -87,26 +93,43 @@ def audit(
     reading = {key: value for key, value in settings.items() if ":" not in key}
     models: Any = {"unlearned": model, "control": control, "original": original}
     material = gather(models, tokenizer, forget, options, reading)
-    folder = claim(options, material)
+    if ranks.several():
+        subjects.check_whole(material.sources)
+    with ranks.patient() as group:
+        folder = ranks.decided(partial(claim, options, material), group)
+        record = _audit(material, options, (chosen, absent), folder, group)
+    return AuditResult(record, folder)
+
+
+def _audit(
+    material: Material,
+    options: AuditOptions,
+    attacks: tuple[Sequence[Attack], Sequence[AttackEntry]],
+    folder: Path | None,
+    group: ProcessGroup | None,
+) -> AuditRecord:
+    """Attack and judge, with what can be run and what cannot; the record is on disk when this ends."""
     started = time.perf_counter()
     targets, entries = subjects.load(
         material.sources, material.tokenizers, material.args, trust=options.trust_remote_code
     )
-    if folder and options.overwrite:
-        output.clear(folder)
-    loaded = time.perf_counter()
     session = _session(material, options, folder, targets, entries)
-    cases, chance = subjects.cases(targets, material.probes, entries)
-    announce(chosen, cases, session)
-    tried, found = _attack(chosen, cases, chance, session)
+    ranks.decided(partial(_make_room, session.store, overwrite=options.overwrite), group)
+    loaded = time.perf_counter()
+    cases = subjects.cases(targets, material.probes, entries)
+    tried, found = _attack(attacks[0], cases, session, group)
     timings = {"load": loaded - started, "attacks": time.perf_counter() - loaded}
-    record = _record([*tried, *absent], found, material, options).model_copy(
-        update={"models": entries, "timings": {phase: round(s, 3) for phase, s in timings.items()}}
-    )
-    if folder:
-        write_audit(record, folder)
-        write_page(record, folder)
-    return AuditResult(record, folder)
+
+    def judged() -> AuditRecord:
+        record = _record([*tried, *attacks[1]], found, material, options).model_copy(
+            update={"models": entries, "timings": {phase: round(s, 3) for phase, s in timings.items()}}
+        )
+        if folder:
+            write_audit(record, folder)
+            write_page(record, folder)
+        return record
+
+    return ranks.decided(judged, group)
 
 
 def _session(
@@ -116,32 +139,54 @@ def _session(
     targets: subjects.Targets,
     entries: dict[str, ModelEntry],
 ) -> Session:
-    """What all attacks share; text that is kept from an audit without --redact goes now."""
+    """What all attacks share; of several processes the first alone tells."""
     secrets = material.secrets if options.redact else ()
     store = Store(folder, options.seconds, options.redact, secrets)
-    if options.redact:
-        store.redact_all()
     original = (targets["original"], entries["original"].sha256) if "original" in targets else None
     args = material.args
-    return Session(store, args.seed, args.precision, options.seconds, original, options.reporter)
+    reporter = options.reporter if ranks.first() else Silent()
+    return Session(store, args.seed, args.precision, options.seconds, original, reporter)
+
+
+def _make_room(store: Store, *, overwrite: bool) -> None:
+    """All input has been accepted: an earlier audit may go, or the text that it kept."""
+    if store.folder and overwrite:
+        output.clear(store.folder)
+    if store.redacted:
+        store.redact_all()
 
 
 def _attack(
-    chosen: Sequence[Attack], cases: Sequence[Case], chance: Case | None, session: Session
+    chosen: Sequence[Attack],
+    asked: tuple[Sequence[Case], Case | None],
+    session: Session,
+    group: ProcessGroup | None,
 ) -> tuple[list[AttackEntry], dict[str, Found]]:
     """The plain prompt, then the control's proof that it does not know the records, then all other attacks.
 
     Raises:
         UsageError: The prompts cannot be asked, or the control knows the forget records.
     """
-    entries, found = [], {}
-    for attack in chosen:
-        mine = [subjects.halved(case) for case in cases] if attack.family == "membership" else cases
-        entry, found[attack.name] = attack_all(attack, mine, session)
-        entries.append(entry)
-        if attack.name == PLAIN:
-            _check_plain(attack, entry, (cases, chance), session)
-    return entries, {name: columns for name, columns in found.items() if columns}
+    others = chosen[1:]
+    plain = ranks.decided(partial(_begin, chosen, asked, session), group)
+    rest = ranks.taken(len(others), lambda i: _one(others[i], asked[0], session), group)
+    done = [plain, *rest]
+    return [entry for entry, _ in done], {entry.name: found for entry, found in done if found}
+
+
+def _begin(
+    chosen: Sequence[Attack], asked: tuple[Sequence[Case], Case | None], session: Session
+) -> tuple[AttackEntry, Found]:
+    """Say what all attacks cost, and run the first of them: the plain prompt."""
+    announce(chosen, asked[0], session)
+    entry, found = _one(chosen[0], asked[0], session)
+    _check_plain(chosen[0], entry, asked, session)
+    return entry, found
+
+
+def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[AttackEntry, Found]:
+    mine = [subjects.halved(case) for case in cases] if attack.family == "membership" else cases
+    return attack_all(attack, mine, session)
 
 
 def _check_plain(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
+from expunge import ranks
 from expunge.arguments import UnlearningArguments
 from expunge.attacks import Probes, Role, Target
 from expunge.auditing.running import Case
@@ -72,6 +74,23 @@ def tokenizers(
                 "one family."
             )
     return found
+
+
+def check_whole(sources: Mapping[Role, Source]) -> None:
+    """Refuse models whose forward pass waits for other processes: each process attacks on its own.
+
+    Raises:
+        ValueError: A model in memory is sharded or wrapped.
+    """
+    for role, source in sources.items():
+        place = source.place
+        if isinstance(place, nn.Module) and (
+            isinstance(place, DistributedDataParallel) or ranks.sharded(place)
+        ):
+            raise ValueError(
+                f"The {role} model must be whole on every process, each of which attacks on its own; got "
+                f"{type(place).__name__} spread over them. Save it (Unlearner.save_model); name its folder."
+            )
 
 
 def load(

@@ -76,6 +76,7 @@ def audit(
     subject = _subject(folder, material.model)
     settings = _settings(training, seconds)
     where = output if output is not None else _beside_run(subject)
+    from expunge import ranks
     from expunge.auditing import audit as run_audit
 
     try:
@@ -91,7 +92,8 @@ def audit(
         )
     except KeyboardInterrupt:
         raise SystemExit(_interrupted(where)) from None
-    terminal.audited(result.record, where, **look.end)
+    if ranks.first():
+        terminal.audited(result.record, where, **look.end)
 
 
 def _settings(training: Training, seconds: float | None) -> dict[str, Any]:
