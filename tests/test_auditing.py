@@ -337,6 +337,19 @@ def test_a_control_that_knows_the_data_is_refused(hidden, original, tokenizer):
         expunge.audit(hidden, tokenizer, **SETS, original=original, control=original, **QUICK)
 
 
+def test_beside_a_control_that_knows_half_nothing_is_erased(never, original, tokenizer):
+    """Half of the records: too few to refuse it without holdout records, too many to take for guesses."""
+    half = world.taught((*world.KEPT, *world.GONE[:3]), tokenizer)
+    sets = SETS | {"holdout": None}
+    found = expunge.audit(
+        never, tokenizer, **sets, original=original, control=half, attacks=BOTH, **QUICK
+    ).record
+    assert found.attack("prompt").results["control"].recovered.value == 0.5
+    assert found.attack("prompt").results["unlearned"].recovered.value == 0.0
+    assert found.verdict.word == "undecided"
+    assert any("gives 50% of the forget records" in reason for reason in found.verdict.reasons)
+
+
 def test_models_of_different_vocabularies_are_refused(model_folder, tokenizer, tmp_path):
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["zzyzx"])

@@ -19,12 +19,14 @@ from expunge import api, output
 from expunge.attacks import ATTACKS, PLAIN, Attack
 from expunge.audit_record import AttackEntry, AuditRecord, Untried, write_audit
 from expunge.auditing import subjects
+from expunge.auditing.controls import Doubt, doubt, knows
 from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
-from expunge.auditing.judgement import knows, reference, verdict
+from expunge.auditing.judgement import reference
 from expunge.auditing.material import Material, choose, claim, gather
 from expunge.auditing.options import AuditOptions
 from expunge.auditing.running import Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
+from expunge.auditing.verdicts import verdict
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.locks import exclusive
@@ -97,9 +99,9 @@ def audit(
     session = _session(material, options, folder, targets, entries)
     cases, chance = subjects.cases(targets, material.probes, entries)
     announce(chosen, cases, session)
-    tried, found = _attack(chosen, cases, chance, session)
+    tried, found, open_question = _attack(chosen, cases, chance, session)
     timings = {"load": loaded - started, "attacks": time.perf_counter() - loaded}
-    record = _record([*tried, *absent], found, material, options).model_copy(
+    record = _record([*tried, *absent], found, material, options, open_question).model_copy(
         update={"models": entries, "timings": {phase: round(s, 3) for phase, s in timings.items()}}
     )
     if folder:
@@ -127,41 +129,48 @@ def _session(
 
 def _attack(
     chosen: Sequence[Attack], cases: Sequence[Case], chance: Case | None, session: Session
-) -> tuple[list[AttackEntry], dict[str, Found]]:
+) -> tuple[list[AttackEntry], dict[str, Found], Doubt | None]:
     """The plain prompt, then the control's proof that it does not know the records, then all other attacks.
 
     Raises:
         UsageError: The prompts cannot be asked, or the control knows the forget records.
     """
-    entries, found = [], {}
+    entries, found, open_question = [], {}, None
     for attack in chosen:
         mine = [subjects.halved(case) for case in cases] if attack.family == "membership" else cases
         entry, found[attack.name] = attack_all(attack, mine, session)
         entries.append(entry)
         if attack.name == PLAIN:
-            _check_plain(attack, entry, (cases, chance), session)
-    return entries, {name: columns for name, columns in found.items() if columns}
+            open_question = _check_plain(attack, entry, (cases, chance), session)
+    return entries, {name: columns for name, columns in found.items() if columns}, open_question
 
 
 def _check_plain(
     plain: Attack, entry: AttackEntry, asked: tuple[Sequence[Case], Case | None], session: Session
-) -> None:
+) -> Doubt | None:
+    """Refuse a control that knows the records; what its check leaves open."""
     cases, chance = asked
     if any(case.column not in entry.results for case in cases):
         raise UsageError(f"The training prompts must be answered before anything is attacked. {entry.why}")
     if "control" not in entry.results:
-        return
+        return None
     guessed = attack_all(plain, [chance], session)[0].results["holdout"] if chance else None
-    if why := knows(entry.results["control"], entry.results.get("original"), guessed):
+    seen = entry.results["control"], entry.results.get("original"), guessed
+    if why := knows(*seen):
         raise UsageError(
             f"--control must be a model that never saw the forget records; {why}. Name another, or "
             "leave it out "
             "and give --holdout."
         )
+    return doubt(*seen)
 
 
 def _record(
-    entries: list[AttackEntry], found: dict[str, Found], material: Material, options: AuditOptions
+    entries: list[AttackEntry],
+    found: dict[str, Found],
+    material: Material,
+    options: AuditOptions,
+    open_question: Doubt | None,
 ) -> AuditRecord:
     """The verdict and its evidence."""
     secrets = material.secrets if options.redact else ()
@@ -183,7 +192,7 @@ def _record(
         seed=args.seed,
         redacted=options.redact,
         control={"control": "model", "holdout": "holdout"}.get(column or "", "none"),
-        verdict=verdict(attacks, best),
+        verdict=verdict(attacks, best, open_question),
         attacks=attacks,
         best=best,
         worst=worst(found, names, material.sets["forget"], redact=options.redact),
