@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import weakened_models as world
-from expunge.attacks import Attack, Clock, Probes, Setting
+from expunge.attacks import Attack, Clock, Probes, Setting, make_attack
 from expunge.attacks import prune as pruning
 from expunge.attacks import quantise as quantising
 from expunge.attacks.adapter import Adapter
@@ -199,8 +199,9 @@ def test_sixteen_bits_are_float16_where_that_is_deployed():
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.detach(), before[name].half().float())
     assert any(not torch.equal(old.half().float(), old.bfloat16().float()) for old in before.values())
-    with pytest.raises(ValueError, match="`half` must be one of bf16, fp16; got 'fp8'"):
-        Quantise(half="fp8")  # type: ignore[arg-type]
+    assert make_attack("quantise", {"half": "fp16"}) == Quantise(half="fp16")
+    with pytest.raises(UsageError, match=r"half must be .*'bf16' or 'fp16'.*got 'fp8'"):
+        make_attack("quantise", {"half": "fp8"})
 
 
 def test_a_weight_that_float16_cannot_hold_is_an_error_and_the_model_stays():

