@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 
 from expunge import chain, checkpoints, output
+from expunge.default_model import DEFAULT_MODEL
 from expunge.environment import installed
 from expunge.errors import UsageError
-from expunge.models import DEFAULT_MODEL, load_model, weights_hash
+from expunge.models import load_model, weights_hash
 from expunge.record import DataEntry, ModelEntry, RunRecord, read_record
 from expunge.records import read_records
 from expunge.report import render
