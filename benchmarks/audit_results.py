@@ -9,8 +9,9 @@ from expunge.attacks import Findings
 from expunge.attacks.choose_best import worst_case
 from expunge.audit_record import AttackEntry, Column
 from expunge.auditing.evidence import best_entry, telling
-from expunge.auditing.judgement import HIGHEST, judge, share, verdict
+from expunge.auditing.judgement import HIGHEST, judge, share
 from expunge.auditing.running import Found
+from expunge.auditing.verdicts import verdict
 from expunge.environment import environment
 from expunge.record import Entry, Metric
 
@@ -100,7 +101,7 @@ def audited(columns: Columns, unit: Unit) -> dict[str, Any]:
         entry = unit.attacks[name].entry.model_copy(update={"results": results})
         if entry.status == "done":
             found[name] = ran
-            entry = entry.model_copy(update={"judgement": judge(results)})
+            entry = entry.model_copy(update={"judgement": judge(results, entry.family)})
         entries.append(entry)
     best = best_entry(found, telling(entries), seed=0)
     word = verdict(entries, best)

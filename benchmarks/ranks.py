@@ -38,7 +38,9 @@ def held(run: Any) -> dict[str, int]:
     return {
         "weights": size(shares(run.trained.parameters())),
         "optimizer state": size(shares(moments)),
-        "last good state": size(run.monitor.good.tensors if run.monitor.good and run.monitor.good.tensors else []),
+        "last good state": size(
+            run.monitor.good.tensors if run.monitor.good and run.monitor.good.tensors else []
+        ),
     }
 
 

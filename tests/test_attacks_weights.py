@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import weakened_models as world
-from expunge.attacks import Attack, Clock, Probes, Setting
+from expunge.attacks import Attack, Clock, Probes, Setting, make_attack
 from expunge.attacks import prune as pruning
 from expunge.attacks import quantise as quantising
 from expunge.attacks.adapter import Adapter
@@ -190,6 +190,30 @@ def test_sixteen_bits_are_bfloat16_everywhere():
     Quantise((16,))._apply(model, 16)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.detach(), before[name].bfloat16().float())
+
+
+def test_sixteen_bits_are_float16_where_that_is_deployed():
+    model = copy.deepcopy(world.knowing())
+    before = state(model)
+    Quantise((16,), half="fp16")._apply(model, 16)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach(), before[name].half().float())
+    assert any(not torch.equal(old.half().float(), old.bfloat16().float()) for old in before.values())
+    assert make_attack("quantise", {"half": "fp16"}) == Quantise(half="fp16")
+    with pytest.raises(UsageError, match=r"half must be .*'bf16' or 'fp16'.*got 'fp8'"):
+        make_attack("quantise", {"half": "fp8"})
+
+
+def test_a_weight_that_float16_cannot_hold_is_an_error_and_the_model_stays():
+    """Rounded to infinity it would break the model, and nothing would seem to come back."""
+    model = copy.deepcopy(world.knowing())
+    with torch.no_grad():
+        model.model.norm.weight[0] = 7e4
+    before = state(model)
+    with pytest.raises(UsageError, match="range of fp16, up to 65504; one is 70000"):
+        Quantise((16,), half="fp16").run(target(model), PROBES, setting())
+    assert_untouched(model, before)
+    assert Quantise((16,)).run(target(model), PROBES, setting()).complete, "bf16 holds it"
 
 
 def test_rounding_leaves_embeddings_and_output_alone():

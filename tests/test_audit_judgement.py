@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
+import math
 from functools import cache
 
 import pytest
 from scipy.stats import beta
 
 from expunge import intervals
-from expunge.audit_record import AttackEntry, Column, Result
+from expunge.attacks import NEVER_SEEN
+from expunge.audit_record import AttackEntry, Column, Result, Verdict
+from expunge.auditing import verdicts
+from expunge.auditing.controls import doubt, knows
 from expunge.auditing.evidence import telling
-from expunge.auditing.judgement import chance, judge, knows, verdict
+from expunge.auditing.judgement import chance, judge
+from expunge.auditing.verdicts import holm, verdict
 
 N = 40
 
@@ -27,7 +33,12 @@ def result(hits: int, n: int = N, score: float | None = None, *, complete: bool 
 def entry(name: str = "prompt", family: str = "none", **results: Result) -> AttackEntry:
     found: dict[Column, Result] = dict(results)  # type: ignore[arg-type]
     return AttackEntry(
-        name=name, family=family, line="", status="done", results=found, judgement=judge(found)
+        name=name,
+        family=family,
+        line="",
+        status="done",
+        results=found,
+        judgement=judge(found, family),  # type: ignore[arg-type]
     )
 
 
@@ -202,6 +213,203 @@ def test_the_stand_in_is_named_in_the_reasons():
     assert any("stand in" in reason for reason in found.reasons)
 
 
+# --- what could not have been seen
+
+
+def erased(control: int, n: int, **more: AttackEntry) -> Verdict:
+    rest = {"control": result(control, n), "original": result(n, n)}
+    entries = [entry(name, family, unlearned=result(0, n), **rest) for name, family in PAIR]
+    return verdict([*entries, *more.values()], None)
+
+
+PAIR = [("prompt", "none"), ("prefix", "input")]
+
+
+def test_erased_says_what_could_not_have_been_seen():
+    """The interval of 0 of 12 ends at 1 - 0.025 ** (1 / 12) = 26.5 %: 3 of 12 are within, 4 of 12 exceed."""
+    rest = {"control": result(0, 12), "original": result(12, 12)}
+    for hits, word in ((3, "erased"), (4, "suppressed")):
+        through = entry("prefix", "input", unlearned=result(hits, 12), **rest)
+        assert verdict([entry(unlearned=result(0, 12), **rest), through], None).word == word
+    found = erased(0, 12)
+    assert "A recovery of less than 33% of the records could not have been told" in found.sentence
+    assert any("Under every attack more than 20%" in reason for reason in found.reasons)
+
+
+def test_no_warning_where_little_could_hide():
+    found = erased(0, 40)  # the interval ends at 1 - 0.025 ** (1 / 40) = 8.8 %: 4 of 40
+    assert "less than 10% of the records could" in found.sentence
+    assert not any("would have had to come back" in reason for reason in found.reasons)
+
+
+def test_the_attack_that_saw_least_is_named():
+    rest = {"unlearned": result(0), "original": result(40)}
+    loose = entry("shifts", "input", control=result(6), **rest)  # 6 of 40: the interval ends at 29.8 %
+    found = erased(0, 40, loose=loose)
+    assert "less than 10% to 30% of the records, depending on the attack, could" in found.sentence
+    assert any("Under shifts more than 20%" in reason for reason in found.reasons)
+    members = entry("membership-loss", "membership", control=result(6), **rest)
+    assert "less than 10% of the records could" in erased(0, 40, members=members).sentence
+
+
+# --- an attack must work on a model that knows
+
+
+def test_an_attack_that_brings_nothing_back_from_the_original_supports_nothing():
+    twelve = {"unlearned": result(0, 12), "control": result(0, 12)}
+    weak = entry("few-shot", "input", **twelve, original=result(2, 12))  # 17 %, the control's reaches to 26 %
+    assert weak.judgement is not None
+    assert weak.judgement.outcome == "blunt"
+    assert weak.judgement.sentence == "It brings nothing back from the original either."
+    plain = entry(**twelve, original=result(12, 12))
+    assert verdict([plain, weak], None).word == "undecided"
+    found = verdict([plain, entry("prefix", "input", **twelve, original=result(11, 12)), weak], None)
+    assert found.word == "erased"
+    assert "under 1 other attack." in found.sentence
+    assert any("few-shot told nothing" in reason for reason in found.reasons)
+    assert telling([plain, weak]) == ["prompt"]
+
+
+def test_it_works_where_the_original_gives_more_in_part_or_the_unlearned_model_gives_more():
+    rest = {"unlearned": result(0), "control": result(0, score=0.2)}
+    assert judge({**rest, "original": result(0, score=0.6)}).outcome == "within"
+    assert judge({"unlearned": result(20), "control": result(0), "original": result(0)}).outcome == "exceeds"
+    assert judge({"unlearned": result(0), "control": result(0)}).outcome == "within", "it was not asked"
+    late = judge({"unlearned": result(0), "control": result(0), "original": result(0, complete=False)})
+    assert late.outcome == "blunt"
+    assert "Time ran out there." in late.sentence
+
+
+def test_the_training_prompt_and_the_worst_case_keep_their_own_rule():
+    nothing = {"unlearned": result(0), "control": result(0), "original": result(0)}
+    assert judge(nothing, "none").outcome == "within"
+    found = verdict([entry(**nothing), ended("a", "input")], None)
+    assert found.word == "undecided"
+    assert "nothing to erase" in found.sentence
+
+
+# --- membership brings nothing back
+
+
+def test_recognised_is_not_brought_back():
+    rest = {"control": result(4), "original": result(40)}
+    loss = entry("membership-loss", "membership", unlearned=result(30), **rest)
+    assert loss.judgement is not None
+    assert "recognised as members than with the control model" in loss.judgement.sentence
+    assert loss.judgement.sentence.endswith("no text came back.")
+    found = verdict([ended("prompt", "none"), ended("a", "input"), loss], None)
+    assert found.word == "suppressed"
+    assert "membership-loss recognises more records as members" in found.sentence
+    assert "bring" not in found.sentence.replace("none was brought back", "")
+    both = [loss, entry("relearn", "weights", unlearned=result(30), **rest)]
+    mixed = verdict([ended("prompt", "none"), *both], None).sentence
+    assert "relearn brings back more than the control gives up, and membership-loss recognises more" in mixed
+    assert "none was brought back" not in mixed
+
+
+def test_membership_that_tells_nothing_says_so_in_its_own_words():
+    def said(unlearned: int, control: int, original: int) -> str:
+        columns = {"unlearned": result(unlearned), "control": result(control), "original": result(original)}
+        return judge(columns, "membership").sentence  # type: ignore[arg-type]
+
+    assert said(2, 2, 30) == "No more were recognised as members than with the control model."
+    assert "half or more for members with the control model too" in said(30, 30, 40)
+    assert said(2, 2, 2) == "It recognises nothing with the original either."
+
+
+# --- targets that the model cannot have known
+
+
+def reaching(hits: int, never: int, n: int = N, *, complete: bool = True) -> Result:
+    values = {NEVER_SEEN: intervals.share([float(i < never) for i in range(n)])}
+    return result(hits, complete=complete).model_copy(update={"values": values})
+
+
+@pytest.mark.parametrize(
+    ("hits", "never", "outcome"),
+    [
+        (20, 20, "blunt"),
+        (20, 30, "blunt"),
+        (20, 19, "exceeds"),
+        (20, 0, "exceeds"),
+        (2, 2, "blunt"),
+        (2, 0, "within"),
+        (0, 0, "within"),
+        (0, 1, "blunt"),
+    ],
+)
+def test_what_reaches_targets_never_seen_as_often_tells_nothing(hits, never, outcome):
+    found = judge({"unlearned": reaching(hits, never), "control": result(0), "original": result(40)})
+    assert found.outcome == outcome
+    assert ("any model say anything" in found.sentence) == (outcome == "blunt")
+
+
+@pytest.mark.parametrize(("never", "original"), [(0, 0), (0, 40), (6, 0), (6, 40)])
+def test_more_recovery_never_unsays_that_an_attack_exceeds(never, original):
+    """Whatever the original gave, and however many targets never seen were reached."""
+    rest = {"control": result(0), "original": result(original)}
+    found = [
+        judge({"unlearned": reaching(hits, never), **rest}).outcome == "exceeds" for hits in range(N + 1)
+    ]
+    assert found == sorted(found)
+    assert found.index(True) == max(never + 1, 4)  # 4 of 40: the control's interval ends at 8.8 %
+
+
+def test_such_an_attack_does_not_make_a_model_suppressed():
+    rest = {"control": result(0), "original": result(40)}
+    soft = entry("soft-prompt", "embedding", unlearned=reaching(20, 20), **rest)
+    assert word_of(ended("a", "input"), soft) == "erased"
+    assert word_of(soft) == "undecided"
+    assert telling([ended("prompt", "none"), soft]) == ["prompt"]
+
+
+def test_targets_that_time_left_out_are_no_share():
+    """5 true ones of 40, most never tried, beside 2 of the 10 that were: more, not less."""
+    cut = {"unlearned": reaching(5, 2, 10, complete=False), "control": result(0)}
+    assert judge(cut).outcome == "exceeds"
+    whole = {"unlearned": reaching(5, 2, 10), "control": result(0)}
+    assert judge(whole).outcome == "blunt", "of 10 control targets 20 %, of 40 records 12.5 %"
+
+
+# --- many attacks, one word
+
+
+def test_p_values_are_adjusted_by_hand():
+    """0.01 * 4; 0.02 * 3 = 0.06; 0.03 * 2 = 0.06; 0.9: never below the one before, never above 1."""
+    found = holm({"a": 0.02, "b": 0.9, "c": 0.01, "d": 0.03})
+    assert found == pytest.approx({"c": 0.04, "a": 0.06, "d": 0.06, "b": 0.9})
+    assert holm({"a": 0.4, "b": 0.3, "c": 0.04}) == pytest.approx({"c": 0.12, "b": 0.6, "a": 0.6})
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert doctest.testmod(verdicts).failed == 0
+
+
+def test_the_reasons_say_which_attacks_stand_beside_so_many():
+    """Fisher's p of 4 of 40 beside 0 of 40 is C(40,4) / C(80,4) = 0.0578: weak, and weaker times five."""
+    rest = {"control": result(0), "original": result(40)}
+    strong = entry("relearn", "weights", unlearned=result(20), **rest)
+    weak = entry("noise", "weights", unlearned=result(4), **rest)
+    found = verdict([ended("prompt", "none"), ended("a", "input"), ended("b", "input"), strong, weak], None)
+    assert found.word == "suppressed"
+    assert weak.judgement is not None
+    assert weak.judgement.p_value == pytest.approx(91390 / 1581580)
+    reason = next(one for one in found.reasons if "Holm" in one)
+    assert "adjusted for 5 attacks" in reason
+    assert f"relearn ({5 * math.comb(40, 20) / math.comb(80, 20):.2g})" in reason
+    assert reason.endswith("stands; noise (0.23) does not stand at 5%.")  # 4 * 0.0578
+    assert not any(
+        "Holm" in one for one in verdict([ended("prompt", "none"), ended("a", "input")], None).reasons
+    )
+
+
+def test_what_exceeds_by_score_is_not_blamed_for_its_p_value():
+    columns = {"unlearned": result(0, score=0.6), "control": result(0, score=0.2), "original": result(40)}
+    found = verdict([ended("prompt", "none"), entry("shifts", "input", **columns)], None)
+    assert any("The test counts whole records; shifts exceeds by score." in one for one in found.reasons)
+
+
+# --- the control
+
+
 def test_the_chance_of_so_many_more():
     assert chance(intervals.exact_share([True] * 5 + [False] * 5), intervals.exact_share([False] * 10)) == (
         pytest.approx(0.01625, abs=1e-5)  # C(10,5) C(10,0) / C(20,5)
@@ -220,3 +428,49 @@ def test_a_control_that_knows_the_data_is_found():
     assert not knows(result(8), original, nothing), "above chance, but nearer to it than to the original"
     assert not knows(nothing, nothing, nothing)
     assert not knows(result(38), None, None), "there is nothing to tell it by"
+
+
+def test_beside_a_control_that_knows_a_part_nothing_is_erased():
+    """19 of 40 are nearer to the holdout's 0 than to the original's 40, and reach to 64 %."""
+    control, original, held = result(19), result(40), result(0)
+    assert not knows(control, original, held)
+    rest = {"control": control, "original": original}
+    asked = [entry(unlearned=result(25), **rest), entry("a", "input", unlearned=result(25), **rest)]
+    found = verdict(asked, None, doubt(control, original, held))
+    assert found.word == "undecided"
+    assert "the control may know some of the records" in found.sentence
+    assert any("48% of the forget records" in one and "0% of the holdout" in one for one in found.reasons)
+    for hits, word in ((35, "suppressed"), (0, "undecided")):
+        through = entry("a", "input", unlearned=result(hits), **rest)
+        assert verdict([asked[0], through], None, doubt(control, original, held)).word == word
+
+
+def test_a_control_that_guesses_as_well_elsewhere_raises_no_doubt():
+    assert doubt(result(0), result(40), result(0)) is None
+    assert doubt(result(6), result(40), result(3)) is None
+    assert doubt(result(19), result(40), result(19)) is None, "guessable records"
+    assert doubt(result(0), result(40), None) is None
+    assert doubt(result(0), None, result(0)) is None
+
+
+def test_without_enough_holdout_records_nothing_shows_that_a_control_guesses():
+    for holdout, few in ((None, "no holdout records"), (result(0, 3), "too few holdout records")):
+        found = doubt(result(19), result(40), holdout)
+        assert found is not None
+        assert found.bars
+        assert few in found.sentence
+        assert "--holdout" in found.sentence
+
+
+def test_a_control_that_nothing_can_check_is_named():
+    for holdout, lacking in ((None, "no holdout"), (result(0, 1), "only few holdout")):
+        found = doubt(result(0), None, holdout)
+        assert found is not None
+        assert not found.bars
+        assert "was not checked" in found.sentence
+        assert lacking in found.sentence
+    rest = {"control": result(0)}
+    asked = [entry(unlearned=result(0), **rest), entry("a", "input", unlearned=result(30), **rest)]
+    judged = verdict(asked, None, doubt(result(0), None, None))
+    assert judged.word == "suppressed"
+    assert any("was not checked" in one for one in judged.reasons)

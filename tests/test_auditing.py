@@ -23,6 +23,8 @@ from expunge.attacks.choose_best import ChooseBest
 from expunge.audit_record import AUDIT_SCHEMA, AuditRecord, read_audit, write_audit
 from expunge.auditing.running import announced
 from expunge.auditing.subjects import cases, halved
+from expunge.defences.defended import Defended
+from expunge.defences.filters import RefusePrompts
 from expunge.models import weights_hash
 from expunge.progress import Silent
 
@@ -335,6 +337,19 @@ def test_a_control_that_knows_the_data_is_refused(hidden, original, tokenizer):
             )
     with pytest.raises(UsageError, match="it has the weights of the original model"):
         expunge.audit(hidden, tokenizer, **SETS, original=original, control=original, **QUICK)
+
+
+def test_a_control_that_may_know_a_part_is_named_in_the_verdict(never, original, tokenizer):
+    """Half of the records: too few to refuse it without holdout records, too many to take for guesses."""
+    guard = RefusePrompts(tuple(row["prompt"] for row in FORGET[::2]), 1.0)
+    partly = Defended(copy.deepcopy(original), tokenizer, [guard], template="none")
+    found = expunge.audit(
+        never, tokenizer, forget=FORGET, original=original, control=partly, attacks=["prompt"], **QUICK
+    ).record
+    assert found.attack("prompt").results["control"].recovered.value == 0.5
+    assert found.verdict.word == "undecided"
+    (reason,) = [one for one in found.verdict.reasons if "to tell whether by guessing" in one]
+    assert "The control gives 50% of the forget records" in reason
 
 
 def test_models_of_different_vocabularies_are_refused(model_folder, tokenizer, tmp_path):

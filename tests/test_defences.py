@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import conftest
+import expunge
 import weakened_models as world
 from expunge.attacks import Setting
+from expunge.attacks.embedding.soft_prompt import SoftPrompt
 from expunge.attacks.interpolate import Interpolate
 from expunge.attacks.plain import Prompt
 from expunge.attacks.quantise import Quantise
@@ -26,7 +28,7 @@ from expunge.generation import generate
 from expunge.models import weights_hash
 from expunge.refusals import REFUSALS
 from expunge.scoring import score
-from weakened_models import FORGET, PROBES, RETAIN, knowing, target, tokenizer
+from weakened_models import FORGET, PROBES, RETAIN, knowing, never_knew, target, tokenizer
 
 
 class Log:
@@ -155,6 +157,29 @@ def test_a_prompt_filter_hides_and_an_attack_on_the_weights_looks_behind_it():
         assert sum(one.recovered for one in found.recoveries) == 8
     assert weights_hash(model) == before
     assert recovered(defended(RefuseAnswers(tuple(record.response for record in FORGET)))) == 0
+
+
+def test_an_audit_of_a_guarded_model_meets_its_filters():
+    """In words nothing comes back; what decodes by forward passes or changes weights goes past the filter."""
+    sets = {"forget": FORGET, "holdout": world.HOLDOUT}
+    rows = {name: [{"prompt": r.prompt, "response": r.response} for r in own] for name, own in sets.items()}
+    guarded = defended(RefusePrompts(tuple(record.prompt for record in FORGET), 1.0))
+    soft = SoftPrompt(length=1, steps=1, rate=1e-6)
+    found = expunge.audit(
+        guarded,
+        tokenizer(),
+        **rows,
+        original=knowing(),
+        control=never_knew(),
+        attacks=["prompt", Quantise((8,)), soft],
+        template="none",
+        bf16=False,
+    ).record
+    back = {entry.name: entry.results["unlearned"].recovered.value for entry in found.attacks}
+    assert (back["prompt"], back["quantise"]) == (0.0, 1.0)
+    assert back["soft-prompt"] >= 0.25
+    assert found.attack("prompt").results["original"].recovered.value == 1.0
+    assert found.attack("quantise").judgement.outcome == "exceeds"
 
 
 def test_smoothing_of_a_known_prompt_is_deterministic():

@@ -18,7 +18,8 @@ from expunge.audit_record import (
     Untried,
     Worst,
 )
-from expunge.auditing.judgement import judge, verdict
+from expunge.auditing.judgement import judge
+from expunge.auditing.verdicts import verdict
 from expunge.record import DataEntry, Metric, ModelEntry
 from expunge.report.audit import render, table
 from record_factory import HASH, INJECTIONS, map_strings, run_record
@@ -68,7 +69,7 @@ def entry(name: str, family: str, hits: int, *, curve: bool = False) -> AttackEn
         status="done",
         cost=CostEntry(forward_tokens=12_000, generated_tokens=300),
         results=results,
-        judgement=judge(results),
+        judgement=judge(results, family),
     )
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 import attack_contract as contract
 import latent_models as models
-from expunge.attacks import make_attack
+from expunge.attacks import NEVER_SEEN, make_attack
 from expunge.attacks.attack import Clock, Findings, Probes
 from expunge.attacks.decoding import decode, embedding_of, end_tokens, left_padded
 from expunge.attacks.embedding.losses import margin
@@ -118,6 +118,26 @@ def test_targets_never_seen_are_attacked_beside(attack: Any) -> None:
     assert "any model say anything" in found.notes[0]
 
 
+def test_one_prefix_for_all_is_tried_on_targets_never_seen_too() -> None:
+    found = run(SOFT[1], models.refusing())
+    share = found.values[NEVER_SEEN]
+    assert (share.value, share.n) == (0.0, 8)
+    assert sum(one.recovered for one in found.recoveries) >= 5
+
+
+def test_one_prefix_that_says_what_never_stood_there_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control targets are judged by the answers behind the prefix; here each is what its model gives."""
+    probes = models.probes()
+    wrong = [one.response for one in probes.forget[::-1]]
+    swapped = [Record(one.prompt, other) for one, other in zip(probes.forget, wrong, strict=True)]
+    monkeypatch.setattr("expunge.attacks.embedding.never_seen.never_seen", lambda _: list(probes.forget))
+    given = dataclasses.replace(probes, forget=swapped)
+    found = UniversalSoftPrompt(length=1, steps=1, rate=1e-6).run(
+        models.target(models.knowing()), given, models.setting()
+    )
+    assert found.values[NEVER_SEEN].value > sum(one.recovered for one in found.recoveries) / 8
+
+
 def test_with_freedom_enough_any_model_says_anything() -> None:
     """Which is why the control is mandatory."""
     found = run(SoftPrompt(length=8, steps=60, rate=0.5), models.never_knew())
@@ -138,6 +158,8 @@ def test_targets_never_seen_are_the_holdouts_responses() -> None:
 
 def test_without_another_response_there_is_an_obstacle() -> None:
     alone = Probes([Record("a?", "one")])
+    twice = Probes([Record("a?", "one"), Record("b?", "one")])
+    assert "Give holdout records." in str(UniversalSoftPrompt().obstacle(twice, models.setting()))
     for attack in (PerturbedPrompt(), SoftPrompt()):
         assert "any model say anything" in str(attack.obstacle(alone, models.setting()))
         assert "Give holdout records." in str(attack.obstacle(alone, models.setting()))

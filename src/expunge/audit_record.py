@@ -60,8 +60,8 @@ class Judgement(Entry):
 
     outcome: Outcome = Field(
         description="within the control's interval; exceeds it; blunt: the control gives up so much, or so "
-        "few records were asked, that a difference could not be seen; unfinished: time ran out; unjudged: no "
-        "control"
+        "few records were asked, that a difference could not be seen, or the attack reaches as many targets "
+        "never seen, or gets nothing out of the original; unfinished: time ran out; unjudged: no control"
     )
     sentence: str
     p_value: float | None = Field(

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from expunge.attacks.attack import (
     FAMILIES,
+    NEVER_SEEN,
     Attack,
     Clock,
     Cost,
@@ -259,6 +260,7 @@ def _plain(value: Any) -> Any:
 __all__ = [
     "ATTACKS",
     "FAMILIES",
+    "NEVER_SEEN",
     "ON_REQUEST",
     "PLAIN",
     "Attack",

@@ -33,6 +33,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
 )
 """In the order of a page; "none" asks the training prompt as it stands."""
 
+NEVER_SEEN: Final = "targets never seen, reached"
+"""Among the values of findings: share of targets reached that the model cannot have known.
+
+An attack that can make any model say anything puts it there; the verdict counts nothing that such an attack
+found where this share is as high.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -68,7 +75,10 @@ class Probes:
 
 
 class Clock:
-    """Wall time that an attack may take on one model; it looks between batches and stops early, never late.
+    """Wall time that an attack may take on one model.
+
+    It is looked at between batches and interrupts none: an attack that is due to stop ends the batch that it
+    is in, so that it may take longer by about the time of one batch.
 
     Args:
         seconds: Positive; infinity never ends.
@@ -132,7 +142,8 @@ class Findings:
         curve: Budget spent -> per record whether it had been recovered by then, for attacks with a budget
             that can be spent in part (relearning steps, bits, samples, norm). No point is above `recoveries`.
         axis: What `curve` counts, with its unit: "relearning steps", "bits per weight", "samples".
-        values: Further numbers with intervals (the spread over variants, an AUC, expected tries).
+        values: Further numbers with intervals (the spread over variants, an AUC, expected tries); of targets
+            never seen under `NEVER_SEEN`.
         notes: What a reader must know ("stopped after 60 s: 12 of 40 records were tried").
         complete: False where time ran out; records that were not reached count as not recovered.
     """

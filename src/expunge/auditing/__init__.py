@@ -24,12 +24,14 @@ from expunge import api, output, ranks
 from expunge.attacks import ATTACKS, Attack
 from expunge.audit_record import AttackEntry, AuditRecord, Untried, write_audit
 from expunge.auditing import subjects
+from expunge.auditing.controls import Doubt, doubt, knows
 from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
-from expunge.auditing.judgement import knows, reference, verdict
+from expunge.auditing.judgement import reference
 from expunge.auditing.material import Material, choose, claim, gather
 from expunge.auditing.options import AuditOptions
 from expunge.auditing.running import Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
+from expunge.auditing.verdicts import verdict
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.locks import exclusive
@@ -117,11 +119,11 @@ def _audit(
     ranks.decided(partial(_make_room, session.store, overwrite=options.overwrite), group)
     loaded = time.perf_counter()
     cases = subjects.cases(targets, material.probes, entries)
-    tried, found = _attack(attacks[0], cases, session, group)
+    tried, found, open_question = _attack(attacks[0], cases, session, group)
     timings = {"load": loaded - started, "attacks": time.perf_counter() - loaded}
 
     def judged() -> AuditRecord:
-        record = _record([*tried, *attacks[1]], found, material, options).model_copy(
+        record = _record([*tried, *attacks[1]], found, material, options, open_question).model_copy(
             update={"models": entries, "timings": {phase: round(s, 3) for phase, s in timings.items()}}
         )
         if folder:
@@ -161,27 +163,27 @@ def _attack(
     asked: tuple[Sequence[Case], Case | None],
     session: Session,
     group: ProcessGroup | None,
-) -> tuple[list[AttackEntry], dict[str, Found]]:
+) -> tuple[list[AttackEntry], dict[str, Found], Doubt | None]:
     """The plain prompt, then the control's proof that it does not know the records, then all other attacks.
 
     Raises:
         UsageError: The prompts cannot be asked, or the control knows the forget records.
     """
     others = chosen[1:]
-    plain = ranks.decided(partial(_begin, chosen, asked, session), group)
+    plain, open_question = ranks.decided(partial(_begin, chosen, asked, session), group)
     rest = ranks.taken(len(others), lambda i: _one(others[i], asked[0], session), group)
     done = [plain, *rest]
-    return [entry for entry, _ in done], {entry.name: found for entry, found in done if found}
+    found = {entry.name: columns for entry, columns in done if columns}
+    return [entry for entry, _ in done], found, open_question
 
 
 def _begin(
     chosen: Sequence[Attack], asked: tuple[Sequence[Case], Case | None], session: Session
-) -> tuple[AttackEntry, Found]:
-    """Say what all attacks cost, and run the first of them: the plain prompt."""
+) -> tuple[tuple[AttackEntry, Found], Doubt | None]:
+    """Say what all attacks cost, and run the first of them: the plain prompt; what that leaves open."""
     announce(chosen, asked[0], session)
-    entry, found = _one(chosen[0], asked[0], session)
-    _check_plain(chosen[0], entry, asked, session)
-    return entry, found
+    plain = _one(chosen[0], asked[0], session)
+    return plain, _check_plain(chosen[0], plain[0], asked, session)
 
 
 def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[AttackEntry, Found]:
@@ -191,23 +193,30 @@ def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[Attac
 
 def _check_plain(
     plain: Attack, entry: AttackEntry, asked: tuple[Sequence[Case], Case | None], session: Session
-) -> None:
+) -> Doubt | None:
+    """Refuse a control that knows the records; what its check leaves open."""
     cases, chance = asked
     if any(case.column not in entry.results for case in cases):
         raise UsageError(f"The training prompts must be answered before anything is attacked. {entry.why}")
     if "control" not in entry.results:
-        return
+        return None
     guessed = attack_all(plain, [chance], session)[0].results["holdout"] if chance else None
-    if why := knows(entry.results["control"], entry.results.get("original"), guessed):
+    seen = entry.results["control"], entry.results.get("original"), guessed
+    if why := knows(*seen):
         raise UsageError(
             f"--control must be a model that never saw the forget records; {why}. Name another, or "
             "leave it out "
             "and give --holdout."
         )
+    return doubt(*seen)
 
 
 def _record(
-    entries: list[AttackEntry], found: dict[str, Found], material: Material, options: AuditOptions
+    entries: list[AttackEntry],
+    found: dict[str, Found],
+    material: Material,
+    options: AuditOptions,
+    open_question: Doubt | None,
 ) -> AuditRecord:
     """The verdict and its evidence."""
     secrets = material.secrets if options.redact else ()
@@ -229,7 +238,7 @@ def _record(
         seed=args.seed,
         redacted=options.redact,
         control={"control": "model", "holdout": "holdout"}.get(column or "", "none"),
-        verdict=verdict(attacks, best),
+        verdict=verdict(attacks, best, open_question),
         attacks=attacks,
         best=best,
         worst=worst(found, names, material.sets["forget"], redact=options.redact),

@@ -42,7 +42,7 @@ def best_entry(found: Mapping[str, Found], names: Sequence[str], seed: int) -> A
         configuration={"attacks": ", ".join(names)},
         status="done",
         results=plain,
-        judgement=judge(plain),
+        judgement=judge(plain, ChooseBest.family),
     )
 
 

@@ -110,7 +110,7 @@ def attack_all(attack: Attack, cases: Sequence[Case], session: Session) -> tuple
                 return entry, {}
             continue
         found[case.column], results[case.column] = findings, result(findings, seconds, session.seed)
-    return entry.model_copy(update={"results": results, "judgement": judge(results)}), found
+    return entry.model_copy(update={"results": results, "judgement": judge(results, attack.family)}), found
 
 
 class _SkippedError(Exception):

@@ -20,10 +20,12 @@ class Defended(nn.Module):
     """A causal language model whose answers pass through filters.
 
     The generation pass of this library (`expunge.generation.generate`) asks through the filters; so do all
-    attacks that go through it. Forward passes are the model's own: a gradient attack works on the model
-    behind the filters, as one that takes the identity for their gradient, and is judged by an answer that has
-    passed them. Inputs given as embeddings pass `inputs` forwards and the identity backwards. The model's
-    own `generate` (sampling, beam search) asks behind the filters. All else is the model's.
+    attacks that go through it: they ask in words. Forward passes are the model's own. Of the attacks that use
+    gradients, GCG finds its suffix on the model behind the filters, as one that takes the identity for their
+    gradient, and is judged by an answer that has passed them. Those that decode by forward passes (perturbed
+    embeddings, soft prompts, activation patching, contrastive decoding) never meet a filter: they show what
+    is left behind it. Inputs given as embeddings pass `inputs` forwards and the identity backwards. The
+    model's own `generate` (sampling, beam search) asks behind the filters too. All else is the model's.
 
     Args:
         model: A causal language model; not copied.

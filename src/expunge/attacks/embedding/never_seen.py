@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from expunge import intervals
 from expunge.attacks.answers import UNREACHED, stopped
-from expunge.attacks.attack import Findings, Probes, Recovery, Setting, Target
+from expunge.attacks.attack import NEVER_SEEN, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.embedding.prompts import rows_of
 from expunge.collate import Encoded
 from expunge.inference import runs
@@ -116,7 +116,7 @@ def findings(
         [UNREACHED if found is None else found.recovery for found in own],
         curve={level: [_by(found, level) for found in own] for level in levels},
         axis=axis,
-        values={"targets never seen, reached": intervals.share(seen, seed=setting.seed)} if seen else {},
+        values={NEVER_SEEN: intervals.share(seen, seed=setting.seed)} if seen else {},
         notes=notes,
         complete=len(done) == len(own) and all(found.whole for found in tried),
     )

@@ -116,7 +116,8 @@ class UniversalSoftPrompt:
     """One prefix, trained on half of the forget records and tried on the other half, and the other way round.
 
     What it was not trained on it can only bring back from the model: a prefix that undoes what hides a whole
-    set of records. Halves are runs of neighbouring records, so that those of one person stay together.
+    set of records. Halves are runs of neighbouring records, so that those of one person stay together. Behind
+    the same prefix, the half that it is tried on is asked for targets never seen as well.
 
     Args:
         length: Embeddings in the prefix, at least 1.
@@ -149,27 +150,31 @@ class UniversalSoftPrompt:
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         if len(probes.forget) >= 2:
-            return None
+            return never_seen.obstacle(probes)
         return "It trains on some forget records and is tried on others; there is only one. Give more."
 
     def cost(self, probes: Probes) -> Cost:
         each = sum(self.length + _tokens(record) for record in probes.forget) / max(1, len(probes.forget))
         passed = int(2 * self.steps * min(self.batch, len(probes.forget)) * each)
         written = sum(tokens_in(record.response) + MARGIN for record in probes.forget)
-        return Cost(passed + int(each * len(probes.forget)), passed, written)
+        return Cost(passed + int(2 * each * len(probes.forget)), passed, 2 * written)
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         half = (len(probes.forget) + 1) // 2
         halves = [list(range(half)), list(range(half, len(probes.forget)))]
+        others = never_seen.never_seen(probes)
         found: list[Found | None] = [None] * len(probes.forget)
+        controls = found.copy()
         for learnt, tried in (halves, halves[::-1]):
             prefix = self._train(target, [probes.forget[i] for i in learnt], probes, setting)
             if setting.clock.over:
                 break
-            records = [probes.forget[i] for i in tried]
-            for i, recovery in zip(tried, self._try(target, records, prefix, probes, setting), strict=True):
-                found[i] = Found(_told(recovery, self, math.inf))
-        return never_seen.findings(found, [], [], "", setting, note=_HALVES)
+            pairs = [(found, i, probes.forget[i]) for i in tried]
+            pairs += [(controls, i, other) for i in tried if (other := others[i]) is not None]
+            said = self._try(target, [record for _, _, record in pairs], prefix, probes, setting)
+            for (place, i, _), recovery in zip(pairs, said, strict=True):
+                place[i] = Found(_told(recovery, self, math.inf))
+        return never_seen.findings(found, controls, [], "", setting, note=_HALVES)
 
     def _train(
         self, target: Target, records: Sequence[Record], probes: Probes, setting: Setting
