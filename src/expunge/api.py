@@ -22,6 +22,7 @@ from expunge.chain import Chain, read_chain
 from expunge.continuation import account, pack
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.file_hashes import differences
 from expunge.heap import give_back
 from expunge.locks import exclusive
 from expunge.material import missing
@@ -396,15 +397,18 @@ def _written(run: Run, record: RunRecord) -> CausalModel:
         UsageError: It is not the one that the record tells of.
     """
     assert run.folder is not None
-    place = run.folder / "model"
+    place, run.files = run.folder / "model", record.files
+    another = UsageError(
+        f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
+        "Give --overwrite to run again."
+    )
+    if record.files is not None and any(differences(place, record.files)):
+        raise another
     dtype = getattr(torch, record.models["after"].dtype, torch.float32)
     model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
-        raise UsageError(
-            f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
-            "Give --overwrite to run again."
-        )
+        raise another
     return model
 
 
