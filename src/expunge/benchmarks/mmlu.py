@@ -309,8 +309,8 @@ def _fitting(
         if len(ids) + needed <= room:
             return prompt, ids
     raise UsageError(
-        f"An MMLU question must fit {room} tokens; one of {question.subject} has {len(ids) + needed}: "
-        f"{shown(question.text)}. Choose a model with a longer context."
+        f"An MMLU question must fit {room} tokens; one of {question.subject} has {len(ids) + needed}. "
+        "Choose a model with a longer context."
     )
 
 
