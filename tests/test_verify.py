@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -267,6 +268,22 @@ def test_an_unredacted_run_shows_them(data, model_folder, tmp_path):
         model_folder, forget=data["forget"], output=tmp_path / "out", bf16=False, template="none", seed=0
     )
     assert SETS["forget"][0]["prompt"] in (tmp_path / "out" / "record.json").read_text()
+
+
+def test_a_run_prints_no_record(data, model_folder, tmp_path, capsys, caplog):
+    """Neither bars nor log nor table, without --redact and without --quiet."""
+    words = [
+        word for word in typed(data, model_folder, tmp_path / "out") if word not in ("--quiet", "--redact")
+    ]
+    with caplog.at_level(logging.DEBUG, logger="expunge"):
+        assert call(*words) == 0
+    printed = capsys.readouterr()
+    assert "Evaluating (before)" in printed.err
+    assert "Report:" in printed.out
+    texts = [text for rows in SETS.values() for row in rows for text in row.values()]
+    assert any(text in (tmp_path / "out" / "record.json").read_text() for text in texts)  # it had them
+    said = "".join((printed.out + printed.err + caplog.text).split())  # tables break lines
+    assert not [text for text in texts if "".join(text.split()) in said]
 
 
 def test_redacted_messages_show_no_record(data, model_folder, tmp_path, capsys):
