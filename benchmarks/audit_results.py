@@ -139,9 +139,19 @@ def markdown(results: Mapping[str, Any]) -> str:
         spent = [row["busy_seconds"] for row in rows if "busy_seconds" in row]
         mean = f"{sum(spent) / len(spent):.0f}" if spent else ""
         lines.append(f"| {attack} | {' | '.join(cells)} | {mean} |")
+    if any("retain" in one for one in results["training"]):
+        lines.append(
+            f"| *retain, plain prompt* | {' | '.join(_kept(model, results) for model in models)} | |"
+        )
     words = [", ".join(a["word"] for a in results["audits"] if a["model"] == model) or "" for model in models]
     lines.append(f"| **verdict** | {' | '.join(words)} | |")
     return "\n".join(lines) + "\n"
+
+
+def _kept(model: str, results: Mapping[str, Any]) -> str:
+    """Share of the retain questions answered, per seed."""
+    shares = [one["retain"][0] for one in results["training"] if one["model"] == model and "retain" in one]
+    return " / ".join(f"{share:.0%}".replace("%", " %") for share in shares) or "–"
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:

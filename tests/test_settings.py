@@ -12,7 +12,7 @@ import pytest
 import conftest
 import expunge
 from expunge.errors import UsageError
-from expunge.runs import RunOptions
+from expunge.run_options import RunOptions
 from expunge.settings import arguments
 
 

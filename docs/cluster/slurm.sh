@@ -11,6 +11,8 @@
 set -euo pipefail
 forget=$1 retain=$2 output=$3
 shift 3
+# from the signal on: time for the step under way and a checkpoint (torchrun gives 30 s by itself)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 resume=()
 [ -e "$output" ] && resume=(--resume)

@@ -10,30 +10,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from expunge import output, ranks
+from expunge.arguments import UnlearningArguments
 from expunge.benchmarks import BENCHMARKS, HARNESS
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
-from expunge.callbacks import StopWhenLearned, Ticker
+from expunge.callbacks import StopWhenLearned
 from expunge.chain import Chain, read_chain
 from expunge.continuation import account, pack
-from expunge.derived import is_forget
 from expunge.errors import UsageError
-from expunge.file_hashes import differences
-from expunge.heap import give_back
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
-from expunge.models import CausalModel, configured_context, load_model, weights_hash
+from expunge.models import CausalModel, ModelSource, configured_context
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.runs import ModelSource, Result, Run, RunOptions, claim, data_entries
+from expunge.run_options import RunOptions, claim
+from expunge.runs import Result, Run
 from expunge.settings import arguments, configuration, nearest, resolve_method
 from expunge.sources import REDACT
+from expunge.training import conclude, ended, prepare, state_of, train, usable, written
 from expunge.unlearner import Unlearner
 
 PASSES = 15
@@ -78,18 +76,12 @@ def unlearn(
     """
     options, settings = RunOptions.take(settings)
     REDACT.set(options.redact)
-    name = method if isinstance(method, str) else ""
     recipe, settings = resolve_method(method, settings)
-    args = arguments(settings, options, name)
+    args = arguments(settings, options, method if isinstance(method, str) else "")
     origin, chain = _origin(model, options)
     sets = read_sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
     luggage = pack(sets, chain, options.neighbours)
-    for source in missing(recipe, sets, args):
-        hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
-        raise UsageError(
-            f"method {recipe.name} needs {source} records; none are given. "
-            f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
-        )
+    _check_sets(recipe, sets, args)
     inputs = [origin, options.control, options.original, options.neighbours, forget, retain, holdout]
     folder = claim(options, inputs)
     own = sets | luggage.sets
@@ -98,36 +90,17 @@ def unlearn(
     loaded, tokenizer = run.load(origin, tokenizer, "before")
     if chain:
         chain.check_result(run.models["before"].sha256, given=model is not None)
-    finished = run.unfinished()
-    if finished:
-        _check_same(finished, run, recipe.name)
+    finished = ended(run, recipe)
     run.derive(recipe, loaded, tokenizer)
-    unlearner = _prepare(run, loaded, tokenizer, recipe)
-    account(run, unlearner, tokenizer)
-    control = None
-    if options.evaluate and options.control is not None:  # refused while an earlier run still stands
-        control = run.load(options.control, tokenizer, "control")
-    run.accept()
-    if options.evaluate:
-        if control is not None:  # first: metrics that compare with a reference take it
-            run.evaluate("control", *control)
-            control = None
-        run.evaluate("before", loaded, tokenizer)
+    unlearner = prepare(run, loaded, tokenizer, recipe)
+    _measure_start(run, unlearner, loaded, tokenizer)
     if finished:
-        loaded, state = _written(run, finished), _state(finished)
+        loaded, state = written(run, finished), state_of(finished)
     else:
-        state = _train(run, unlearner, f"Forgetting ({recipe.name})")
+        state = train(run, unlearner, f"Forgetting ({recipe.name})")
         loaded = unlearner.delivered()  # type: ignore[assignment]
-    settled = configuration(args, recipe) | run.asked
-    if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
-        step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
-        run.describe("after", f"{recipe.name} at step {step}", loaded)
-        if not finished:
-            run.save(loaded, tokenizer)
-        if options.evaluate:
-            run.record(settled, recipe.name, state)  # what is known so far survives an interruption
-            run.evaluate("after", loaded, tokenizer)
-    return Result(loaded, tokenizer, _last(run, settled, recipe.name, state), folder)
+    record = _keep(run, loaded, tokenizer, recipe, state, saved=bool(finished))
+    return Result(loaded, tokenizer, record, folder)
 
 
 @exclusive
@@ -162,19 +135,20 @@ def finetune(
     loaded, tokenizer = run.load(model, tokenizer, "before")
     run.unfinished()
     method = fine_tune()
-    unlearner = _prepare(run, loaded, tokenizer, method)
+    unlearner = prepare(run, loaded, tokenizer, method)
     unlearner.add_callback(StopWhenLearned(unlearner, options.target_loss))
     run.accept()
     if options.evaluate:
         run.evaluate("before", loaded, tokenizer)
-    state = _train(run, unlearner, "Learning")
+    state = train(run, unlearner, "Learning")
     loaded = unlearner.delivered()  # type: ignore[assignment]
-    if state.stop and state.stop.reason != "interrupted" and _usable(run, state):
+    if state.stop and state.stop.reason != "interrupted" and usable(run, state):
         run.describe("after", "fine-tuned", loaded)
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-    return Result(loaded, tokenizer, _last(run, configuration(args, method), method.name, state), folder)
+    record = conclude(run, configuration(args, method), method.name, state)
+    return Result(loaded, tokenizer, record, folder)
 
 
 @exclusive
@@ -237,6 +211,56 @@ def evaluate(
     else:
         settled |= {"template": args.template, "max_length": args.max_length}
     return Result(*loaded, run.record(settled), run.folder)
+
+
+def _check_sets(recipe: Method, sets: Mapping[str, Records], args: UnlearningArguments) -> None:
+    """Refuse a method that reads what nobody gave and nothing can make."""
+    for source in missing(recipe, sets, args):
+        hint = ", let the model write some (--set self_retain=200)" if source == "retain" else ""
+        raise UsageError(
+            f"method {recipe.name} needs {source} records; none are given. "
+            f"Give --{source} FILE{hint}, or choose a method that does not read them (grad-ascent)."
+        )
+
+
+def _measure_start(
+    run: Run, unlearner: Unlearner, model: CausalModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Measure the first model of a chain; accept all input; measure the control, then the model as it is."""
+    account(run, unlearner, tokenizer)
+    options = run.options
+    control = None
+    if options.evaluate and options.control is not None:  # refused while an earlier run still stands
+        control = run.load(options.control, tokenizer, "control")
+    run.accept()
+    if not options.evaluate:
+        return
+    if control is not None:  # first: metrics that compare with a reference take it
+        run.evaluate("control", *control)
+        control = None
+    run.evaluate("before", model, tokenizer)
+
+
+def _keep(
+    run: Run,
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Method,
+    state: RunState,
+    *,
+    saved: bool,
+) -> RunRecord:
+    """Save what a training left, unless that is done, and measure it, if it is worth it; write the record."""
+    settled = configuration(run.args, recipe) | run.asked
+    if state.stop and state.stop.reason != "interrupted" and usable(run, state):
+        step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
+        run.describe("after", f"{recipe.name} at step {step}", model)
+        if not saved:
+            run.save(model, tokenizer)
+        if run.options.evaluate:
+            run.record(settled, recipe.name, state)  # what is known so far survives an interruption
+            run.evaluate("after", model, tokenizer)
+    return conclude(run, settled, recipe.name, state)
 
 
 def named_benchmark(
@@ -303,113 +327,6 @@ def _origin(model: ModelSource | None, options: RunOptions) -> tuple[ModelSource
         return model, None
     chain = read_chain(Path(options.after), options.forgotten)
     return chain.folder / "model" if model is None else model, chain
-
-
-def _prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:
-    """The engine, and with `resume` the proof that the checkpoint is of this run."""
-    sets = run.sets
-    retain = sets.get("retain", sets.get("train"))
-    try:
-        unlearner = Unlearner(
-            model,
-            run.args,
-            recipe,
-            tokenizer,
-            sets.get("forget"),
-            retain,
-            sets.get("holdout"),
-            derived_datasets=run.derived | run.companions,
-        )
-    except ValueError as error:
-        raise UsageError(f"This run cannot start: {error}") from error
-    unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
-    unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
-    if (checkpoint := _checkpoint(run)) is not None:
-        try:
-            unlearner.monitor.load(checkpoint)
-        except ValueError as error:
-            raise UsageError(f"--resume cannot continue this run: {error}") from None
-    if any(map(is_forget, recipe.sources)) and unlearner.monitor.check is None:
-        run.notes.append("There was no control to compare the forget records with: only limits end this run.")
-    return unlearner
-
-
-def _checkpoint(run: Run) -> Path | None:
-    return output.last_checkpoint(run.folder) if run.folder and run.options.resume else None
-
-
-def _train(run: Run, unlearner: Unlearner, title: str) -> RunState:
-    checkpoint = _checkpoint(run)
-    if run.options.resume and checkpoint is None:
-        run.notes.append("--resume found no checkpoint; the run started from the beginning.")
-    if checkpoint is not None:
-        run.notes.append("Resumed from a checkpoint; times are those of the last session.")
-    with run.timed("train"), run.options.reporter.phase(title, run.args.max_steps) as advance:
-        unlearner.add_callback(Ticker(unlearner, advance))
-        unlearner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if ranks.sharded(unlearner.trained):
-        run.notes.append(f"The model was sharded over {unlearner.accelerator.num_processes} processes.")
-    unlearner.release()
-    give_back()
-    return unlearner.monitor.state
-
-
-def _last(run: Run, settled: Mapping[str, Any], method: str, state: RunState) -> RunRecord:
-    """The record of the run as it ended; only once it is written may the checkpoints go."""
-    record = run.record(settled, method, state)
-    if "after" in run.models:
-        run.tidy()
-    return record
-
-
-def _check_same(record: RunRecord, run: Run, method: str) -> None:
-    """The evaluation that is left is continued only with the model, data, method and seed of the training."""
-    now = {name: entry.sha256 for name, entry in data_entries(run.sets, run.benchmark).items()}
-    known = {name: entry.sha256 for name, entry in record.data.items()}
-    same = all(known.get(name) == sha for name, sha in now.items())
-    same = same and (record.method, record.seed) == (method, run.args.seed)
-    if not same or record.models["before"].sha256 != run.models["before"].sha256:
-        raise UsageError(
-            f"--resume must continue with the same model, data, method and seed; those of {run.folder} "
-            "differ. Give the same, or --overwrite to run again."
-        )
-
-
-def _usable(run: Run, state: RunState) -> bool:
-    """Whether the weights are worth keeping: a diverged run without a last good state leaves none."""
-    if state.stop is None or state.stop.reason != "diverged" or state.stop.restored_step is not None:
-        return True
-    run.notes.append("The run diverged and the method keeps no earlier state: no model was saved.")
-    return False
-
-
-def _state(record: RunRecord) -> RunState:
-    """What an ended training measured, from its record."""
-    return RunState(
-        fingerprint="", steps=record.history, probes=record.probes, checks=record.checks, stop=record.stop
-    )
-
-
-def _written(run: Run, record: RunRecord) -> CausalModel:
-    """The model that an ended training left in the output folder.
-
-    Raises:
-        UsageError: It is not the one that the record tells of.
-    """
-    assert run.folder is not None
-    place, run.files = run.folder / "model", record.files
-    another = UsageError(
-        f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
-        "Give --overwrite to run again."
-    )
-    if record.files is not None and any(differences(place, record.files)):
-        raise another
-    dtype = getattr(torch, record.models["after"].dtype, torch.float32)
-    model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
-    model.to(run.args.device)  # type: ignore[arg-type]
-    if weights_hash(model) != record.models["after"].sha256:
-        raise another
-    return model
 
 
 def _read(data: Data, name: str, options: RunOptions) -> Records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 from expunge.collate import Encoding
 from expunge.defences.hardening import Hardening
 from expunge.defences.latent import Latent
+from expunge.launch import check_launch
 from expunge.updates import ZerothOrder
 
 UPDATES = Literal["plain", "sign", "zeroth-order"]
@@ -121,6 +123,7 @@ class UnlearningArguments(TrainingArguments):
     curriculum_rows: int = 2
 
     def __post_init__(self) -> None:
+        check_launch(self)  # before settings act: the Trainer's own checks may import what is refused here
         # float64 sums and autocast over a whole pass are not to be had on Apple's GPUs
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
@@ -128,68 +131,9 @@ class UnlearningArguments(TrainingArguments):
         if self.fsdp and not isinstance(self.fsdp_config, str):
             self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.max_steps < 1:
-            raise ValueError(
-                f"`max_steps` must be at least 1: a step limit always exists; got {self.max_steps}."
-            )
-        if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(
-                f"`learning_rate` must be non-negative and finite; got {self.learning_rate}. Try 1e-5."
-            )
-        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                "`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1; got "
-                f"{self.per_device_train_batch_size}, {self.gradient_accumulation_steps}."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"`seed` must be at least 0 and below 2**32; got {self.seed}.")
-        if self.fp16:
-            raise ValueError(
-                "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16."
-            )
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length` must be at least 2 tokens; got {self.max_length}.")
-        if self.check_every < 0 or self.check_rows < 1 or self.diagnose_every < 0:
-            raise ValueError(
-                "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
-                f"got {self.check_rows}, {self.check_every}, {self.diagnose_every}."
-            )
-        if self.refresh_every < 1:
-            raise ValueError(f"`refresh_every` must be at least 1; got {self.refresh_every}.")
-        if self.gradient_buffers not in ("fp32", "bf16", "cpu"):
-            raise ValueError(
-                f"`gradient_buffers` must be fp32, bf16 or cpu; got {self.gradient_buffers!r}. Choose one."
-            )
-        if self.lora_rank < 0 or self.train_last < 0 or self.self_retain < 0:
-            raise ValueError(
-                "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
-                f"got {self.lora_rank}, {self.train_last}, {self.self_retain}."
-            )
-        if self.update not in get_args(UPDATES):
-            raise ValueError(f"`update` must be one of {', '.join(get_args(UPDATES))}; got {self.update!r}.")
-        if self.zeroth and self.hardening:
-            raise ValueError(
-                "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
-                f"passes); got {self.sharpness}, {self.latent_radius}. Set one of them off."
-            )
-        if self.earlier_rows < 0 or self.curriculum_rows < 0:
-            raise ValueError(
-                "`earlier_rows` and `curriculum_rows` must be at least 0; "
-                f"got {self.earlier_rows}, {self.curriculum_rows}."
-            )
-        if (self.lora_dora or self.lora_4bit or self.lora_bf16) and not self.lora_rank:
-            raise ValueError(
-                "`lora_dora`, `lora_4bit` and `lora_bf16` need a `lora_rank` of at least 1; got 0. Set it."
-            )
-        if (self.lora_4bit or self.lora_bf16) and self.lora_merge:
-            raise ValueError(
-                "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false."
-            )
-        if self.hardening.latent and self.gradient_checkpointing:
-            raise ValueError(
-                "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
-                "without the adversary); got True. Set one of them off."
-            )
+        for holds, rule in _RULES:
+            if not holds(self):
+                raise ValueError(rule.format_map(vars(self)))
 
     @property
     def n_gpu(self) -> int:
@@ -236,3 +180,77 @@ class UnlearningArguments(TrainingArguments):
     def precision(self) -> Literal["fp32", "bf16"]:
         """Compute precision of training and of measurements that need no finer one."""
         return "bf16" if self.bf16 else "fp32"
+
+
+_RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
+    (
+        lambda given: given.max_steps >= 1,
+        "`max_steps` must be at least 1: a step limit always exists; got {max_steps}.",
+    ),
+    (
+        lambda given: 0 <= given.learning_rate < math.inf,
+        "`learning_rate` must be non-negative and finite; got {learning_rate}. Try 1e-5.",
+    ),
+    (
+        lambda given: given.per_device_train_batch_size >= 1 and given.gradient_accumulation_steps >= 1,
+        "`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1; got "
+        "{per_device_train_batch_size}, {gradient_accumulation_steps}.",
+    ),
+    (
+        lambda given: 0 <= given.seed < 2**32,
+        "`seed` must be at least 0 and below 2**32; got {seed}.",
+    ),
+    (
+        lambda given: not given.fp16,
+        "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16.",
+    ),
+    (
+        lambda given: given.max_length is None or given.max_length >= 2,
+        "`max_length` must be at least 2 tokens; got {max_length}.",
+    ),
+    (
+        lambda given: given.check_every >= 0 and given.check_rows >= 1 and given.diagnose_every >= 0,
+        "`check_rows` must be at least 1, `check_every` and `diagnose_every` at least 0; "
+        "got {check_rows}, {check_every}, {diagnose_every}.",
+    ),
+    (
+        lambda given: given.refresh_every >= 1,
+        "`refresh_every` must be at least 1; got {refresh_every}.",
+    ),
+    (
+        lambda given: given.gradient_buffers in ("fp32", "bf16", "cpu"),
+        "`gradient_buffers` must be fp32, bf16 or cpu; got {gradient_buffers!r}. Choose one.",
+    ),
+    (
+        lambda given: given.lora_rank >= 0 and given.train_last >= 0 and given.self_retain >= 0,
+        "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
+        "got {lora_rank}, {train_last}, {self_retain}.",
+    ),
+    (
+        lambda given: given.update in get_args(UPDATES),
+        f"`update` must be one of {', '.join(get_args(UPDATES))}; got {{update!r}}.",
+    ),
+    (
+        lambda given: not (given.zeroth and given.hardening),
+        "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
+        "passes); got {sharpness}, {latent_radius}. Set one of them off.",
+    ),
+    (
+        lambda given: given.earlier_rows >= 0 and given.curriculum_rows >= 0,
+        "`earlier_rows` and `curriculum_rows` must be at least 0; got {earlier_rows}, {curriculum_rows}.",
+    ),
+    (
+        lambda given: given.lora_rank > 0 or not (given.lora_dora or given.lora_4bit or given.lora_bf16),
+        "`lora_dora`, `lora_4bit` and `lora_bf16` need a `lora_rank` of at least 1; got 0. Set it.",
+    ),
+    (
+        lambda given: not (given.lora_merge and (given.lora_4bit or given.lora_bf16)),
+        "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false.",
+    ),
+    (
+        lambda given: not (given.hardening.latent and given.gradient_checkpointing),
+        "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
+        "without the adversary); got True. Set one of them off.",
+    ),
+)
+"""What must hold of settings, looked at in this order, and what is said where it does not."""

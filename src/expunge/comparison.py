@@ -34,10 +34,11 @@ from expunge.comparison_record import (
 from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.material import missing
-from expunge.models import configured_context, load_tokenizer
+from expunge.models import ModelSource, configured_context, load_tokenizer
 from expunge.record import RunRecord, read_record
 from expunge.report.comparison import write_page
-from expunge.runs import ModelSource, RunOptions, data_entries
+from expunge.run_options import RunOptions
+from expunge.runs import data_entries
 from expunge.settings import arguments, resolve_method
 from expunge.subject import SETTINGS, CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan

@@ -14,19 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from expunge import shards, walk
-from expunge.batching import concatenate
-from expunge.collate import IGNORED
 from expunge.defences.hardening import Hardening
-from expunge.defences.latent import Offsets, shifted
 from expunge.defences.sharpness import uphill
 from expunge.derived import is_forget
 from expunge.gramian import GradientBuffers, Keep, inner
-from expunge.inference import bare, evaluating
+from expunge.inference import evaluating
 from expunge.methods import Method
-from expunge.objectives import Objective, TokenLogits
-from expunge.observation import Batch, observe, sources_of, total, view
+from expunge.objectives import Objective
+from expunge.observation import Batch, sources_of
 from expunge.record import Step
 from expunge.references import LiveReference
+from expunge.sight import Sight, step_share
 from expunge.updates import ZerothOrder
 from expunge.weightings import Stateful
 
@@ -60,7 +58,8 @@ class Descent:
         keep: Keep = "fp32",
     ) -> None:
         self.hardening = hardening or Hardening()
-        self.method, self.parameters, self.pad_id = method, list(parameters), pad_id
+        self.method, self.parameters = method, list(parameters)
+        self.sight = Sight(pad_id, self.hardening.latent)
         self.backward, self.mean_over_ranks, self.share = backward, mean_over_ranks, share
         self.keep = keep
         self.reference: LiveReference | None = None
@@ -154,9 +153,9 @@ class Descent:
                 with uphill(self.parameters, self._buffers.gradients[i], self.hardening.sharpness):
                     self._buffers.gradients[i] = [None] * len(self.parameters)
                     for batches in self.batches:
-                        seen = self._see(model, batches, [objective])
+                        seen = self.sight.see(model, batches, [objective], self.counts, self.reference)
                         with self._buffers.collect(i):
-                            self.backward(self._share(objective, seen, batches, self.counts))
+                            self.backward(step_share(objective, seen, batches, self.counts))
 
     def combine(self) -> bool:
         """Set `.grad` to Σ w_i g_i, once per optimizer step.
@@ -205,9 +204,9 @@ class Descent:
         totals = dict.fromkeys(self.losses, 0.0)
         for model, batches, counts in self._pending:
             for group in self._groups():
-                seen = self._see(model, batches, group)
+                seen = self.sight.see(model, batches, group, counts, self.reference)
                 for objective in group:
-                    totals[objective.name] += float(self._share(objective, seen, batches, counts))
+                    totals[objective.name] += float(step_share(objective, seen, batches, counts))
         return self.mean_over_ranks(torch.tensor(list(totals.values()), dtype=torch.float64))
 
     def _observe(self, losses: Tensor) -> None:
@@ -280,10 +279,10 @@ class Descent:
         """
         shares = {}
         for group in self._groups():
-            seen = self._see(model, batches, group)
+            seen = self.sight.see(model, batches, group, counts, self.reference)
             for objective in group:
                 with self._buffers.collect(self.active.index(objective)):
-                    share = self._share(objective, seen, batches, counts)
+                    share = step_share(objective, seen, batches, counts)
                     self.backward(share, retain_graph=objective is not group[-1])
                 shares[objective.name] = float(share.detach())
             del seen, share  # or the next forward pass runs beside these logits
@@ -293,11 +292,11 @@ class Descent:
         self, model: nn.Module, batches: Mapping[str, Batch], counts: Mapping[str, float]
     ) -> dict[str, float]:
         """One forward and one backward pass over all data sets at once."""
-        seen = self._see(model, batches, self.active)
+        seen = self.sight.see(model, batches, self.active, counts, self.reference)
         weights = self._weigh(torch.zeros(0), torch.zeros(0)).tolist()
         combined, shares = [], {}
         for objective, weight in zip(self.active, weights, strict=True):
-            share = self._share(objective, seen, batches, counts)
+            share = step_share(objective, seen, batches, counts)
             shares[objective.name] = float(share.detach())
             combined.append(weight * share)
         self.backward(torch.stack(combined).sum())
@@ -309,56 +308,6 @@ class Descent:
         for objective in self.active:
             groups.setdefault(sources_of(objective) if self.share else objective, []).append(objective)
         return list(groups.values())
-
-    def _see(
-        self, model: nn.Module, batches: Mapping[str, Batch], group: Sequence[Objective]
-    ) -> dict[str, TokenLogits]:
-        """One forward pass over all that a group of objectives reads, the reference's before it."""
-        names = dict.fromkeys(name for objective in group for name in sources_of(objective))
-        wanted = {name: batches[name] for name in names}
-        layers = tuple(dict.fromkeys(layer for objective in group for layer in objective.needs.layers))
-        live = [o for o in group if o.needs.reference in ("logits", "hidden")]
-        references = {}
-        if live and self.reference is not None:
-            read = dict.fromkeys(name for objective in live for name in sources_of(objective))
-            references = self.reference({name: batches[name] for name in read}, self.pad_id, layers)
-
-        def look(at: nn.Module) -> dict[str, TokenLogits]:
-            return observe(at, wanted, self.pad_id, layers, references)
-
-        with shifted(model, self._oppose(bare(model), batches, group, look)):
-            return look(model)
-
-    def _oppose(
-        self,
-        model: nn.Module,
-        batches: Mapping[str, Batch],
-        group: Sequence[Objective],
-        look: Callable[[nn.Module], Mapping[str, TokenLogits]],
-    ) -> Offsets:
-        """What the adversary adds to the residual stream at the prompts of a group that forgets."""
-        latent = self.hardening.latent
-        if latent is None or not all(is_forget(objective.source) for objective in group):
-            return {}
-        names = dict.fromkeys(name for objective in group for name in sources_of(objective))
-        joined = concatenate([batches[name] for name in names], self.pad_id)
-        prompts = (joined["labels"] == IGNORED) & joined["attention_mask"].bool()
-
-        def loss() -> Tensor:
-            seen = look(model)
-            return torch.stack([self._share(o, seen, batches, self.counts) for o in group]).sum()
-
-        return latent.worst(model, prompts, loss)
-
-    def _share(
-        self,
-        objective: Objective,
-        seen: Mapping[str, TokenLogits],
-        batches: Mapping[str, Batch],
-        counts: Mapping[str, float],
-    ) -> Tensor:
-        """This micro-batch's part of an objective's mean over the step; zero where nothing was selected."""
-        return total(objective, view(objective, seen, batches)) / (counts[objective.name] or 1.0)
 
     def _weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights of the active objectives: of their sub-Gramian, or those of the constant ones."""

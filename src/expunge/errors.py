@@ -1,4 +1,4 @@
-"""The one exception that is a message to the user rather than a defect of ours."""
+"""The one exception that is a message to the user rather than a defect of ours, and how it quotes others."""
 
 
 class UsageError(Exception):
@@ -6,3 +6,8 @@ class UsageError(Exception):
 
     The message states the rule, the value that was found, and how to mend it.
     """
+
+
+def one_line(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

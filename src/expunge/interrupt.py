@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_ECHO = 5.0
+"""Seconds within which a signal may reach a rank again: it comes from the terminal or the scheduler, and once
+more from the launcher, which passes on what it gets.
+"""
+
 
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM is noted in `requested`; the second acts as usual.
 
-    Outside the main thread, where signals cannot be caught, nothing is changed.
+    One of several ranks takes what comes within five seconds of the first for its echo. Outside the main
+    thread, where signals cannot be caught, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
+        self._echo = _ECHO if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -39,8 +49,10 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if time.monotonic() - self._since < self._echo:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._since = True, time.monotonic()
         logger.warning("stopping after this step, with a checkpoint; Ctrl-C again quits at once.")
 
 

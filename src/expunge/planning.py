@@ -9,7 +9,7 @@ from expunge.errors import UsageError
 from expunge.hardware import DEVICES
 from expunge.models import load_config
 from expunge.plan import Plan, Request, cheapest, plan
-from expunge.runs import RunOptions
+from expunge.run_options import RunOptions
 from expunge.settings import arguments, nearest, resolve_method
 
 

@@ -22,7 +22,7 @@ from expunge.arguments import UnlearningArguments
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
-from expunge.runs import RunOptions
+from expunge.run_options import RunOptions
 from expunge.step_sizes import STEP_SIZES, StepSize
 from expunge.weightings import WEIGHTINGS, Weighting
 

@@ -1,6 +1,6 @@
 """When enough is forgotten, and when too much is lost.
 
-Pure judgements on measured numbers: the engine measures, this module decides. Nothing here knows
+Pure judgements on measured numbers: the engine measures, this module decides and says why. Nothing here knows
 a Trainer.
 """
 
@@ -46,6 +46,20 @@ class RetainBudget:
                 "`every` and `patience` must be at least 1 and `rows` at least 2; "
                 f"got {self.every}, {self.patience}, {self.rows}."
             )
+
+    def exceeded(self, loss: float, readings: int) -> str:
+        """What is to be said of a run that ended over budget.
+
+        Args:
+            loss: Retain loss of the last reading, in nats per token.
+            readings: How many in a row were over budget.
+        """
+        if not self.repair:
+            return f"The retain loss rose more than {self.tolerance:g} above its start, to {loss:.3f}."
+        return (
+            f"The retain loss stayed more than {self.tolerance:g} above its start for "
+            f"{readings} readings in a row, in spite of repair steps; it was {loss:.3f} last."
+        )
 
 
 def against_holdout(step: int, forget: Sequence[TokenScores], holdout: Sequence[TokenScores]) -> Check:
@@ -117,6 +131,27 @@ def with_earlier(check: Check, earlier: Check, start: Check) -> Check:
         kept = kept and earlier.forget_leak <= worst
     found = {"earlier_nll": earlier.forget_nll, "earlier_leak": earlier.forget_leak}
     return check.model_copy(update={**found, "met": check.met and kept})
+
+
+def forgotten(check: Check) -> str:
+    """What is to be said of a run that ended with a look that was met."""
+    if check.earlier_nll is None or check.earlier_leak is None:
+        return _beside_control(check)
+    earlier = f"NLL {check.earlier_nll:.2f}, leak {check.earlier_leak:.0%}"
+    return f"{_beside_control(check)} Records of earlier requests are still forgotten: {earlier}."
+
+
+def _beside_control(check: Check) -> str:
+    nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
+    if check.control == "holdout":
+        return (
+            f"The forget records look like records never seen: {nll}; "
+            f"holdout NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
+        )
+    return (
+        f"True responses are no likelier than those of other records under the same prompt: {nll}; "
+        f"the true one is likelier in {check.preference:.0%} of pairs."
+    )
 
 
 def _mean_nll(scores: Sequence[TokenScores]) -> float:

@@ -21,7 +21,7 @@ from expunge.comparison_record import Axis, Better
 from expunge.errors import UsageError
 from expunge.progress import Reporter, Silent
 from expunge.records import Records
-from expunge.runs import RunOptions
+from expunge.run_options import RunOptions
 from expunge.settings import nearest
 
 OTHER_WAY = {"nll", "truth_ratio", "forget_quality", "membership_score"}

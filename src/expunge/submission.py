@@ -50,7 +50,7 @@ def unlearn(
     from expunge.errors import UsageError
     from expunge.models import load_model, load_tokenizer
     from expunge.records import check_disjoint, read_records
-    from expunge.runs import RunOptions
+    from expunge.run_options import RunOptions
     from expunge.settings import arguments, resolve_method
     from expunge.snapshots import Snapshots
     from expunge.unlearner import Unlearner

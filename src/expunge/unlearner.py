@@ -7,48 +7,36 @@ mixed precision and distribution stay the Trainer's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from expunge import checkpoints, ranks
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
-from expunge.batching import BySource, Draws, Sources
-from expunge.collate import Encoded, Encoding, collate
-from expunge.companions import join_rows, joined
-from expunge.derived import is_derived, is_forget
+from expunge.batching import BySource
 from expunge.descent import Descent
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
-from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
-from expunge.inference import model_context
 from expunge.interrupt import Interrupt
-from expunge.launch import check_launch
-from expunge.material import check_demands, complete, fingerprint, means_of, streams
+from expunge.material import check_demands, fingerprint
 from expunge.methods import Method
 from expunge.monitor import Monitor
-from expunge.observation import Batch, count
+from expunge.observation import count
+from expunge.peers import Peers, reduce_every_pass
 from expunge.record import Step, Stop
-from expunge.records import Record, Records, read_records
 from expunge.references import LiveReference, live_sources
 from expunge.selectors import Responses
 from expunge.sharding import fsdp_wanted, shard_on_cpu
 from expunge.shards import fill, shares, skeleton
+from expunge.training_sets import RecordSource, TrainingSets, read_given
 from expunge.updates import sign_update
 from expunge.whole_checkpoints import WholeCheckpoints
-
-PROBE_BATCH = 8
-
-RecordSource = Records | Iterable[Record | Mapping[str, Any]]
 
 
 class Unlearner(WholeCheckpoints):
@@ -96,26 +84,21 @@ class Unlearner(WholeCheckpoints):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         given = {"forget": forget_dataset, "retain": retain_dataset, "holdout": holdout_dataset}
-        given |= derived_datasets or {}
-        records = {name: _records(name, data) for name, data in given.items() if data is not None}
+        records = read_given(given | dict(derived_datasets or {}))
         model = prepare_trainable(model, args)
         _check_precision(model)
         check_demands(method, model, args)
         self.method = method
-        self.context = model_context(model)
         self.tokenizer: PreTrainedTokenizerBase = processing_class
-        made = complete(joined(records), method, args, means_of(model, processing_class, args))
-        self.records = records | {name: found.records for name, found in made.items()}
-        self.notes = [note for found in made.values() for note in found.notes]
-        encoded = {name: self._encode(name, rows, args) for name, rows in self.records.items()}
-        self.encoded, self.own = join_rows(encoded)
+        self.sets = TrainingSets.complete(records, method, args, model, processing_class)
+        self.records, self.encoded, self.notes = self.sets.records, self.sets.encoded, self.sets.notes
         self.pad_id = int(processing_class.pad_token_id or 0)
         self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            train_dataset=Sources({name: self.encoded[name] for name in method.sources}),
+            train_dataset=self.sets.dataset(),
             data_collator=BySource(self.pad_id),
             callbacks=callbacks,
         )
@@ -123,31 +106,40 @@ class Unlearner(WholeCheckpoints):
         self.model_accepts_loss_kwargs = False
         self.trained = model
         self.facts: TokenFacts | None = None
-        self.monitor = Monitor(
-            model=model,
-            method=method,
-            probe=self._probe(),
-            check=self._check() if any(map(is_forget, method.sources)) else None,
-            check_every=args.check_every,
-            fingerprint=fingerprint(args, method, self.encoded, self.accelerator.num_processes, model),
-            gather=self._gather,
-            agree=self._agree,
-        )
+        self.peers = Peers(self.accelerator, self.args.device)
+        self.monitor = self._make_monitor()
         self.remove_callback(PrinterCallback)
-        self.descent = Descent(
-            method,
-            self.monitor.parameters,
-            self.pad_id,
-            self.accelerator.backward,
-            self._mean_over_ranks,
-            share=self.accelerator.num_processes == 1,
-            hardening=args.hardening,
-            keep=args.gradient_buffers,
-        )
-        self.descent.carries = args.refresh_every > 1
+        self.descent = self._make_descent()
         self.interrupt = Interrupt()
         self._line = False
         self.add_callback(StepEvents(self))
+
+    def _make_monitor(self) -> Monitor:
+        args, processes = self.args, self.accelerator.num_processes
+        return Monitor(
+            model=self.trained,
+            method=self.method,
+            probe=self.sets.probe(self.pad_id),
+            check=self.sets.check(self.trained, self.tokenizer),
+            check_every=args.check_every,
+            fingerprint=fingerprint(args, self.method, self.encoded, processes, self.trained),
+            gather=self.peers.gather,
+            agree=self.peers.agree,
+        )
+
+    def _make_descent(self) -> Descent:
+        descent = Descent(
+            self.method,
+            self.monitor.parameters,
+            self.pad_id,
+            self.accelerator.backward,
+            self.peers.mean,
+            share=self.accelerator.num_processes == 1,
+            hardening=self.args.hardening,
+            keep=self.args.gradient_buffers,
+        )
+        descent.carries = self.args.refresh_every > 1
+        return descent
 
     # -- results ---------------------------------------------------------------------------------
 
@@ -170,27 +162,16 @@ class Unlearner(WholeCheckpoints):
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer's; FSDP is not dropped where there are CPUs only."""
         super().create_accelerator_and_postprocess()
-        check_launch(self.accelerator, self.args)
         self.is_fsdp_enabled = shard_on_cpu(self.accelerator, self.args)
 
     # -- data ------------------------------------------------------------------------------------
 
-    def _encode(self, name: str, records: Records, args: UnlearningArguments) -> list[Encoded]:
-        """A derived response that exceeds the context is cut; a record of the user's is refused."""
-        longest = args.max_length or (self.context if is_derived(name) else None)
-        encoding = Encoding(args.template, longest)
-        return encoding.rows(records, self.tokenizer, context=self.context, name=name)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of all data sets at once, for the whole run."""
         args = self.args
-        length = args.max_steps * args.gradient_accumulation_steps * self.accelerator.num_processes
         loader = DataLoader(
-            Sources(
-                {name: self.encoded[name] for name in self.method.sources},
-                self.facts.values if self.facts else None,
-            ),
-            batch_sampler=Draws(streams(self.method, self.encoded, args, self.own), length),
+            self.sets.dataset(self.facts.values if self.facts else None),
+            batch_sampler=self.sets.draws(self.accelerator.num_processes),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -200,35 +181,6 @@ class Unlearner(WholeCheckpoints):
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
-
-    def _check(self) -> ForgetCheck | None:
-        args = self.args
-        return forget_check(
-            self.trained,
-            self.tokenizer,
-            self.records["forget"],
-            self.encoded.get("holdout"),
-            CheckSettings(
-                args.check_rows,
-                args.seed,
-                Encoding(args.template, args.max_length or self.context),
-                args.precision,
-            ),
-            self.records.get("forgotten"),
-        )
-
-    def _probe(self) -> list[Batch]:
-        rule, budget = self.method.step_size, self.method.budget
-        count = max(budget.rows if budget else 0, (rule.rows or 0) if rule else 0)
-        if not count or "retain" not in self.encoded:
-            return []
-        rows = sample(self.encoded["retain"][: self.own["retain"]], count, self.args.seed)
-        rows = sorted(rows, key=lambda row: len(row.input_ids))
-        batches = [collate(rows[i : i + PROBE_BATCH], self.pad_id) for i in range(0, len(rows), PROBE_BATCH)]
-        return [self._to_device(batch) for batch in batches]
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the first Ctrl-C or SIGTERM ends it after the step, with a checkpoint."""
@@ -245,7 +197,7 @@ class Unlearner(WholeCheckpoints):
             self.facts = TokenFacts.load(Path(checkpoint), self.encoded)
         if self.facts is None:
             means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
-            own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self._join_lists)
+            own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.peers.join)
             self.facts = compute_facts(self.method, self.encoded, means, own)
         if live_sources(self.method) and self.descent.reference is None:
             self.descent.reference = LiveReference(self.trained, self.args.precision)
@@ -292,7 +244,7 @@ class Unlearner(WholeCheckpoints):
         names = [objective.name for objective in self.method.objectives]
         counts = [sum(count(o, batch[o.source]) for batch in batches) for o in self.method.objectives]
         # gradients are averaged over ranks: dividing by the mean count makes that a mean over all tokens
-        means = self._mean_over_ranks(torch.tensor(counts, dtype=torch.float64))
+        means = self.peers.mean(torch.tensor(counts, dtype=torch.float64))
         return batches, dict(zip(names, means.tolist(), strict=True))
 
     def training_step(
@@ -308,7 +260,7 @@ class Unlearner(WholeCheckpoints):
         if self.stop is not None:  # decided before this step: nothing may move
             return torch.zeros((), device=self.args.device)
         if self.descent.separate:
-            self._reduce_now(model)
+            reduce_every_pass(model, self.args.gradient_buffers)
         with self.accelerator.autocast():
             share = self.descent.add(model, batches, num_items_in_batch)
             if self.accelerator.sync_gradients:
@@ -325,16 +277,6 @@ class Unlearner(WholeCheckpoints):
         elif sentence := self.monitor.exploded(self.descent.losses):
             self.descent.discard()
             self.monitor.diverged(step, sentence)
-
-    def _reduce_now(self, model: nn.Module) -> None:
-        """Where gradients do not wait in `.grad`, every micro-batch's are reduced over ranks, not the last's.
-
-        FSDP2 would otherwise let whole gradients pile up, those of all objectives in one.
-        """
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(True)
-        elif isinstance(model, DistributedDataParallel) and self.args.gradient_buffers != "fp32":
-            model.require_backward_grad_sync = True  # the Trainer's `no_sync` puts its own value back
 
     def begin_step(self) -> None:
         """Event of the step loop: before the first micro-batch."""
@@ -398,30 +340,9 @@ class Unlearner(WholeCheckpoints):
         steps = phases.length(num_training_steps) if phases else num_training_steps
         return super().create_scheduler(steps, optimizer)
 
-    def _mean_over_ranks(self, values: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return values
-        reduced: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="mean")
-        return reduced.cpu()
-
-    def _agree(self, value: Any) -> Any:
-        """The first rank's value, on every rank."""
-        return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value
-
     def interrupted_anywhere(self) -> bool:
         """Whether any rank was asked to stop."""
-        return any(gather_object([self.interrupt.requested]))
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks; ranks may hold different numbers of them."""
-        if self.accelerator.num_processes == 1:
-            return rows
-        return torch.tensor(gather_object(rows.tolist()), dtype=rows.dtype)
-
-    def _join_lists(self, items: list[Any]) -> list[Any]:
-        """Lists of all ranks, one after the other."""
-        joined: list[Any] = gather_object(items)
-        return joined
+        return self.peers.any(self.interrupt.requested)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with the numbers of the last step added."""
@@ -459,10 +380,6 @@ class Unlearner(WholeCheckpoints):
         if checkpoint is not None:
             self.monitor.load(Path(checkpoint))
             self.descent.carried = dict(self.monitor.state.carried)
-
-
-def _records(name: str, data: RecordSource) -> Records:
-    return data if isinstance(data, Records) else read_records(data, name=name)
 
 
 def _check_precision(model: nn.Module) -> None:

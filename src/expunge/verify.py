@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 
 from expunge import chain, checkpoints, output
+from expunge.default_model import DEFAULT_MODEL
 from expunge.environment import installed
 from expunge.errors import UsageError
 from expunge.file_hashes import differences
-from expunge.models import DEFAULT_MODEL, load_model, weights_hash
+from expunge.models import load_model, weights_hash
 from expunge.record import DataEntry, ModelEntry, RunRecord, read_record
 from expunge.records import read_records
 from expunge.report import render

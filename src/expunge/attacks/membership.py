@@ -13,10 +13,11 @@ from expunge import intervals, membership
 from expunge.attacks.answers import UNREACHED, stopped, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.collate import Encoding
+from expunge.default_model import DEFAULT_MODEL
 from expunge.errors import UsageError
 from expunge.gradients import gradient_norms
 from expunge.inference import model_context
-from expunge.models import DEFAULT_MODEL, configured_context, load_model, load_tokenizer
+from expunge.models import configured_context, load_model, load_tokenizer
 from expunge.records import Record
 from expunge.scoring import TokenScores, score
 

@@ -28,9 +28,10 @@ from expunge.auditing.store import Store, redacted
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.locks import exclusive
+from expunge.models import ModelSource
 from expunge.record import ModelEntry
 from expunge.report.audit import write_page
-from expunge.runs import ModelSource, data_entry
+from expunge.runs import data_entry
 
 __all__ = ["AuditOptions", "AuditResult", "audit"]
 

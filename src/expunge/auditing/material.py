@@ -28,9 +28,9 @@ from expunge.auditing.options import AuditOptions
 from expunge.auditing.run_folder import RunFolder, run_folder
 from expunge.auditing.subjects import Source
 from expunge.errors import UsageError
-from expunge.models import load_tokenizer
+from expunge.models import ModelSource, load_tokenizer
 from expunge.records import Records
-from expunge.runs import ModelSource, RunOptions
+from expunge.run_options import RunOptions
 from expunge.settings import arguments
 
 

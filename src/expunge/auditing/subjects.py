@@ -14,10 +14,9 @@ from expunge.auditing.running import Case
 from expunge.collate import Encoding
 from expunge.errors import UsageError
 from expunge.inference import model_context
-from expunge.models import configured_context, load_model, load_tokenizer, weights_hash
+from expunge.models import ModelSource, configured_context, load_model, load_tokenizer, weights_hash
 from expunge.record import ModelEntry
 from expunge.records import Record, Records
-from expunge.runs import ModelSource
 
 Targets = dict[Role, Target]
 
