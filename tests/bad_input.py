@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import conftest
+from record_factory import run_record
 
 ROWS = conftest.rows()
 FORGET, RETAIN = ROWS[:6], ROWS[6:]
@@ -167,6 +168,19 @@ def words(*typed: str) -> Kind:
     return kind
 
 
+def after(spoil: Callable[[dict], dict]) -> Kind:
+    """An earlier run whose record is whole, but not one to continue."""
+
+    def kind(world: World, word: str) -> list[str]:
+        known = json.loads(run_record().model_dump_json())
+        folder = world.write(f"{word}/record.json", json.dumps(spoil(known))).parent
+        return world.run("--after", folder, model=None)
+
+    return kind
+
+
+AUDIT = ("audit", "--model", "{m}", "--forget", "{f}", "--output", "{o}", "--set", "bf16=false")
+NEIGHBOURS = ("neighbours", "--forget", "{f}", "--retain", "{r}", "--output", "{o}", "--model", "{m}")
 COMPARE = ("compare", "records", "--forget", "{f}", "--retain", "{r}", "--model", "{m}", "--output", "{o}")
 
 KINDS: dict[str, Kind] = {
@@ -304,7 +318,8 @@ KINDS: dict[str, Kind] = {
     "model tokenizer missing": model(without("tokenizer*")),
     "model tokenizer broken": model(lambda folder, word: (folder / "tokenizer.json").write_text(word)),
     "model adapter without base": model(adapter),
-    "control missing": lambda world, word: world.run(output=None, control=None, model=world.folder / word),
+    "control missing": lambda world, word: world.run(control=world.folder / word),
+    "model compiled": setting("torch_compile=true"),
     # outputs
     "output a file": lambda world, word: world.run(output=world.folder / "forget.jsonl"),
     "output not to be made": lambda world, word: world.run(output=f"/proc/{word}"),
@@ -317,6 +332,37 @@ KINDS: dict[str, Kind] = {
     "record a list": record(lambda word: "[]"),
     "record missing": lambda world, word: ["report", str(world.folder / word)],
     "verify nothing": lambda world, word: ["verify", str(world.folder / word)],
+    "leaderboard of nothing": words("report", "WORD", "xWORD"),
+    # earlier work
+    "after no run": lambda world, word: world.run("--after", world.folder / word, model=None),
+    "after another verb": after(lambda known: known | {"kind": "evaluate"}),
+    "after a run under way": after(lambda known: known | {"stop": None}),
+    "forgotten without after": lambda world, word: world.run("--forgotten", world.folder / f"{word}.jsonl"),
+    "neighbours not found": lambda world, word: world.run("--neighbours", world.folder / word),
+    # other verbs
+    "audit of no model": words("audit", "--forget", "{f}", "--output", "{o}"),
+    "audit of no records": words("audit", "--model", "{m}", "--output", "{o}"),
+    "audit to nowhere": words("audit", "--model", "{m}", "--forget", "{f}"),
+    "audit attack unknown": words(*AUDIT, "--attacks", "xWORD"),
+    "audit attack twice": words(*AUDIT, "--attacks", "prefix,prefix"),
+    "audit attack without the setting": words(*AUDIT, "--attacks", "prefix", "--set", "prefix:xWORD=1"),
+    "audit setting of another attack": words(*AUDIT, "--attacks", "prefix", "--set", "relearn:steps=1"),
+    "audit in no time": words(*AUDIT, "--seconds", "0"),
+    "audit original missing": words(*AUDIT, "--original", "WORD"),
+    "plan GPU unknown": words("plan", "--model", "{m}", "--gpu", "xWORD"),
+    "plan no GPUs": words("plan", "--model", "{m}", "--gpus", "0"),
+    "plan labels beyond the row": words("plan", "--model", "{m}", "--tokens", "64", "--labels", "64"),
+    "plan model missing": words("plan", "--model", "WORD"),
+    "finetune data missing": words("finetune", "--data", "WORD.jsonl", "--model", "{m}", "--output", "{o}"),
+    "finetune data not given": words("finetune", "--model", "{m}", "--output", "{o}"),
+    "neighbours none": words(*NEIGHBOURS, "--k", "0"),
+    "neighbours more than rows": words(*NEIGHBOURS, "--k", "999"),
+    "neighbours template unknown": words(*NEIGHBOURS, "--templates", "xWORD"),
+    "evaluate to nowhere": words("evaluate", "records", "--forget", "{f}", "--model", "{m}"),
+    "evaluate original missing": words(
+        "evaluate", "records", "--forget", "{f}", "--model", "{m}", "--original", "WORD", "--output", "{o}"
+    ),
+    "demo into a file": words("demo", "--output", "{f}", "--model", "{m}"),
     # words
     "verb unknown": words("xWORD"),
     "flag unknown": lambda world, word: world.run(f"--x{word}", "1"),

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from conftest import rows
 from expunge.errors import UsageError
 from expunge.records import Record, Records, check_disjoint, normalised, read_records, swap_responses
+from expunge.sources import REDACT
 
 GOOD = {"prompt": "Who?", "response": "Ada Ash"}
 
@@ -383,9 +384,9 @@ def test_a_malformed_line_names_file_and_line(tmp_path: Path, bad: str) -> None:
 def test_a_row_that_is_no_object(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", lines(GOOD, ["a", "b"]))
     message = refusal(path)
-    assert message.startswith(f'{path}, line 2: a row must be an object such as {{...}}; found ["a", "b"].')
+    assert message.startswith(f"{path}, line 2: a row must be an object such as {{...}}; found a list of 2.")
     assert "belongs in a .json file" in message
-    assert 'row 1: a row must be an object such as {...}; found "abc"' in refusal(["abc"])
+    assert "row 1: a row must be an object such as {...}; found a text of 3 characters" in refusal(["abc"])
 
 
 def test_a_json_file_must_be_json(tmp_path: Path) -> None:
@@ -403,7 +404,7 @@ def test_json_lines_in_a_json_file_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_json_file_must_hold_a_list(tmp_path: Path) -> None:
     path = write(tmp_path / "t.json", json.dumps({"data": [GOOD]}))
-    assert f"{path} must hold a JSON list of objects; found {{'data': " in refusal(path)
+    assert f"{path} must hold a JSON list of objects; found an object of 1. " in refusal(path)
 
 
 def test_json_too_deep_for_the_parser(tmp_path: Path) -> None:
@@ -437,7 +438,8 @@ def test_a_mistyped_explicit_field_is_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(None, "null"), (7, "7"), (1.5, "1.5"), (True, "true"), (["a"], '["a"]')]
+    ("value", "found"),
+    [(None, "null"), (7, "a number"), (1.5, "a number"), (True, "true"), (["a"], "a list of 1")],
 )
 @pytest.mark.parametrize("field", ["prompt", "response"])
 def test_a_field_that_is_no_string(tmp_path: Path, field: str, value: Any, found: str) -> None:
@@ -454,7 +456,7 @@ def test_a_null_in_a_parquet_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["prompt", "response"])
 def test_a_field_without_text(tmp_path: Path, field: str, value: str) -> None:
     path = write(tmp_path / "t.jsonl", lines(GOOD, GOOD, {**GOOD, field: value}))
-    assert refusal(path).startswith(f"{path}, line 3: field '{field}' must hold text; found ")
+    assert refusal(path).startswith(f"{path}, line 3: field '{field}' must hold text; found an empty text.")
 
 
 def test_a_lone_surrogate(tmp_path: Path) -> None:
@@ -488,8 +490,55 @@ def test_csv_with_broken_quotes(tmp_path: Path, bad: str) -> None:
 def test_csv_with_two_columns_of_one_name(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "prompt,response,prompt\na,b,c\n")
     assert refusal(path).startswith(
-        f"{path}, line 1: column names must differ; found prompt, response, prompt."
+        f"{path}, line 1: column names must differ; found 'prompt', 'response', 'prompt'."
     )
+
+
+SECRET = "Ada Ash: 555-0147"
+
+
+@pytest.mark.parametrize("redact", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"prompt": "{SECRET}", "response"}}',
+        f'["{SECRET}"]',
+        f'"{SECRET}"',
+        f'{{"prompt": "a", "response": ["{SECRET}"]}}',
+        f'{{"prompt": "a", "response": {{"{SECRET}": "{SECRET}"}}}}',
+        '{"prompt": "a", "response": 5550147}',
+        f'{{"{SECRET}": "a"}}',
+        f'{{"prompt": "a", "{SECRET}": "a"}}',
+        f'{{"prompt": "{SECRET}", "response": "\\ud800"}}',
+    ],
+)
+def test_no_message_quotes_a_row(tmp_path: Path, content: str, redact: bool) -> None:
+    """It names the file and the line, where whoever may read the data finds it."""
+    path = write(tmp_path / "t.jsonl", content + "\n")
+    token = REDACT.set(redact)
+    try:
+        message = refusal(path)
+    finally:
+        REDACT.reset(token)
+    assert message.startswith(f"{path}, line 1: ")
+    assert not [word for word in ("Ada", "555", "0147") if word in message]
+
+
+@pytest.mark.parametrize("header", [f"{SECRET},{SECRET}", f"Where does Ada live?,{SECRET}"])
+def test_a_row_in_place_of_a_header_is_not_quoted(tmp_path: Path, header: str) -> None:
+    message = refusal(write(tmp_path / "t.csv", f"{header}\nb,c\n"))
+    assert "found 2 names not shown" in message
+    assert "Ada" not in message
+
+
+def test_redacted_messages_name_no_fields() -> None:
+    token = REDACT.set(True)
+    try:
+        message = refusal([{"query": "a", "reply": "b"}], prompt_field="querry", response_field="reply")
+    finally:
+        REDACT.reset(token)
+    assert "found 2 names not shown" in message
+    assert "'query'" not in message
 
 
 # --- duplicates and overlaps -----------------------------------------------------------------------
@@ -527,9 +576,9 @@ def test_an_overlap_names_up_to_three_rows_with_their_lines_and_the_count(tmp_pa
         check_disjoint(forget, retain)
     message = str(caught.value)
     assert f"5 of 6 rows of {tmp_path / 'f.jsonl'} also stand in {tmp_path / 'r.jsonl'}: " in message
-    found = re.findall(r"line (\d+) \([^)]*\) = line (\d+)", message)
+    found = re.findall(r"line (\d+) = line (\d+)", message)
     assert found == [("3", "2"), ("4", "3"), ("5", "4")]
-    assert table[1]["prompt"] in message
+    assert table[1]["prompt"] not in message
     assert "; and 2 more. Remove them from one of the two." in message
 
 
@@ -537,7 +586,7 @@ def test_an_overlap_of_one_row_is_named_alone_with_its_first_match() -> None:
     other = {**GOOD, "response": "Ben"}
     forget = read_records([GOOD, other], name="forget")
     holdout = read_records([{**GOOD, "response": "Cleo"}, other, other], name="holdout")
-    with pytest.raises(UsageError, match=r'1 of 2 rows .*: row 2 \("Who\?"\) = row 2\. Remove'):
+    with pytest.raises(UsageError, match=r"1 of 2 rows .*: row 2 = row 2\. Remove"):
         check_disjoint(forget, holdout)
 
 

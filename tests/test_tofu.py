@@ -368,7 +368,7 @@ def test_a_row_without_wrong_answers_is_refused_by_its_line(folder, tmp_path):
     file = copy / "world_facts_perturbed.jsonl"
     file.write_text(file.read_text() + '{"question": "Where?", "answer": "Here"}\n')
     with pytest.raises(
-        UsageError, match=r"world_facts_perturbed.jsonl, line 4: field 'perturbed_answer'.*found None"
+        UsageError, match=r"world_facts_perturbed.jsonl, line 4: field 'perturbed_answer'.*found null"
     ):
         tofu.load(copy, forget="forget01")
 

@@ -30,7 +30,7 @@ from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
 from expunge.models import CausalModel, ModelSource, load_model, load_tokenizer, weights_hash
 from expunge.progress import Reporter, Silent
-from expunge.record import DataEntry, Entry, ModelEntry, write_atomically
+from expunge.record import DataEntry, Entry, ModelEntry, faults, write_atomically
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.run_options import RunOptions
 from expunge.runs import data_entry
@@ -228,7 +228,8 @@ def read_neighbours(folder: Path, sets: Mapping[str, Records]) -> Near:
             f"--neighbours must name a folder that expunge neighbours wrote; {folder} has no {RECORD}."
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} must be a record of neighbours; it is not: {error}") from None
+        why = faults(error) if isinstance(error, ValidationError) else error
+        raise UsageError(f"{file} must be a record of neighbours; it is not: {why}") from None
     if "forget" not in sets or record.forget.sha256 != sets["forget"].sha256:
         raise UsageError(
             f"--neighbours must be of this run's forget records; {folder} is of {record.forget.source} with "

@@ -189,6 +189,11 @@ class RunRecord(Entry):
     after: Predecessor | None = Field(None, description="the run that this one continues")
     data: dict[str, DataEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="before, after, control")
+    files: dict[str, str] | None = Field(
+        None,
+        description="file of the saved model/, by its name there -> SHA-256 of its bytes; null: no model was "
+        "saved, or the version that wrote this named no files",
+    )
     environment: Environment
     history: list[Step] = Field(default_factory=list)
     probes: list[Probe] = Field(default_factory=list)
@@ -239,8 +244,19 @@ def read_versioned(file: Path, kind: type[Versioned], version: int, called: str,
         return kind.model_validate(raw)
     except FileNotFoundError:
         raise UsageError(f"{file} does not exist. Name the --output folder of {of}.") from None
-    except (ValidationError, ValueError) as error:
+    except ValidationError as error:
+        raise UsageError(f"{file} is not {called}: {faults(error)}") from None
+    except ValueError as error:
         raise UsageError(f"{file} is not {called}: {error}") from None
+
+
+def faults(error: ValidationError) -> str:
+    """Where a file breaks its schema and how, up to three places; never what stands there."""
+    every = [
+        f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
+        for fault in error.errors(include_input=False, include_url=False, include_context=False)
+    ]
+    return "; ".join(every[:3]) + (f"; and {len(every) - 3} more" if len(every) > 3 else "")
 
 
 def write_atomically(path: Path, text: str) -> Path:

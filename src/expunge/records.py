@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 
 from expunge.errors import UsageError
-from expunge.sources import open_source, shown
+from expunge.sources import REDACT, names, open_source, shown
 
 PAIRS = (("prompt", "response"), ("input", "output"), ("question", "answer"))
 """Field names that are recognised without being told, in this order."""
@@ -133,15 +133,13 @@ def check_disjoint(forget: Records, other: Records) -> None:
     Two records are the same when prompt and response are equal up to case and white space.
 
     Raises:
-        UsageError: Names up to three shared rows, and how many there are.
+        UsageError: Names the places of up to three shared rows, and how many there are.
     """
     elsewhere = {_key(row): other.number(index) for index, row in reversed(list(enumerate(other)))}
     shared = [index for index, row in enumerate(forget) if _key(row) in elsewhere]
     if not shared:
         return
-    named = "; ".join(
-        f"{forget.number(i)} ({shown(forget[i].prompt)}) = {elsewhere[_key(forget[i])]}" for i in shared[:3]
-    )
+    named = "; ".join(f"{forget.number(i)} = {elsewhere[_key(forget[i])]}" for i in shared[:3])
     rest = f"; and {len(shared) - 3} more" if len(shared) > 3 else ""
     raise UsageError(
         f"The {forget.name} and {other.name} sets must share no record. {len(shared)} of {len(forget)} rows "
@@ -236,7 +234,7 @@ def _choose_fields(
         raise _missing_field(row, (prompt, response), place)
     pairs = ", ".join(f"{prompt or p!r} and {response or r!r}" for p, r in PAIRS)
     raise UsageError(
-        f"{place}: a row must have the fields of one of these pairs: {pairs}; found {_names(row)}. "
+        f"{place}: a row must have the fields of one of these pairs: {pairs}; found {names(row)}. "
         "Say which fields to use with prompt_field and response_field."
     )
 
@@ -251,13 +249,13 @@ def _record(row: Mapping[str, Any], fields: tuple[str, str], place: str) -> Reco
 
 def _missing_field(row: Mapping[str, Any], fields: tuple[str, str], place: str) -> UsageError:
     absent = next(name for name in fields if name not in row)
-    near = difflib.get_close_matches(absent, [str(name) for name in row], n=1)
+    near = [] if REDACT.get() else difflib.get_close_matches(absent, [str(name) for name in row], n=1)
     fix = (
         f"Did you mean {near[0]!r}?"
         if near
         else "Add it, or name other fields with prompt_field and response_field."
     )
-    return UsageError(f"{place}: a row must have the field {absent!r}; found {_names(row)}. {fix}")
+    return UsageError(f"{place}: a row must have the field {absent!r}; found {names(row)}. {fix}")
 
 
 def _text(value: Any, name: str, place: str) -> str:
@@ -276,7 +274,3 @@ def _text(value: Any, name: str, place: str) -> str:
             f"{place}: field {name!r} must be valid Unicode; found {found}. Remove it."
         ) from None
     return value
-
-
-def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in row) or "no field"

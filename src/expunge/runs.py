@@ -25,6 +25,7 @@ from expunge.companions import joined
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
+from expunge.file_hashes import file_hashes
 from expunge.heap import give_back
 from expunge.inference import model_context
 from expunge.material import complete, means_of
@@ -91,6 +92,7 @@ class Run:
         folder: Output folder; None writes nothing.
         derived: Data sets made from the others for this run.
         models: Stage -> where the model came from, and its hash.
+        files: File of the saved `model/` -> its hash; None while there is none.
         benchmark: What is measured; None: the user's own records, `sets`.
         tables: Stage -> what the model said.
         measured: Stage -> what the benchmark makes of it.
@@ -107,6 +109,7 @@ class Run:
     options: RunOptions
     folder: Path | None = None
     models: dict[str, ModelEntry] = field(default_factory=dict)
+    files: dict[str, str] | None = None
     benchmark: Benchmark | Harness | None = None
     tables: dict[Stage, Tables] = field(default_factory=dict)
     measured: dict[Stage, Measured] = field(default_factory=dict)
@@ -266,12 +269,14 @@ class Run:
         return {} if seed is None else {"evaluation_seed": seed}
 
     def save(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the model into the output folder, if there is one."""
+        """Write the model into the output folder, if there is one, and note the hash of every file."""
         if self.folder:
+            place = self.folder / "model"
             with self.timed("save"):
                 if ranks.first():
-                    save_model(model, tokenizer, self.folder / "model")
+                    save_model(model, tokenizer, place)
                 ranks.wait()
+                self.files = ranks.decided(lambda: file_hashes(place))
 
     def tidy(self) -> None:
         """Remove checkpoints and leftovers: the run has ended well, and its record is written."""
@@ -298,6 +303,7 @@ class Run:
             after=self.chain.entry(self.first_evaluation) if self.chain else None,
             data=data_entries(self._data(), self.benchmark),
             models=self.models,
+            files=self.files,
             environment=environment(),
             history=state.steps if state else [],
             probes=state.probes if state else [],

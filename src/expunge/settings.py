@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -155,9 +157,12 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
     hints = get_type_hints(UnlearningArguments)
     typed = {key: _typed(key, value, hints[key]) for key, value in settings.items()}
     try:
-        return UnlearningArguments(**_places(options) | typed)
+        made = UnlearningArguments(**_places(options) | typed)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set was refused: {error}") from None
+    if options.output is None and "output_dir" not in typed:
+        made.output_dir = _private_folder(made)
+    return made
 
 
 def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
@@ -199,8 +204,19 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
 def _places(options: RunOptions) -> dict[str, Any]:
     """Where checkpoints go: beside the model, or nowhere."""
     if options.output is None:
-        return {"output_dir": str(Path(tempfile.gettempdir()) / "expunge-unused"), "save_strategy": "no"}
+        return {"output_dir": "unused", "save_strategy": "no"}
     return {"output_dir": str(Path(options.output) / output.CHECKPOINTS)}
+
+
+def _private_folder(args: UnlearningArguments) -> str:
+    """A folder of this run's own, closed to other users, which goes when its settings do.
+
+    The Trainer creates the folder that it is given, even if nothing will be written there. One of a fixed
+    name in the temporary directory would be everybody's: another user may have put a link there beforehand.
+    """
+    folder = tempfile.mkdtemp(prefix="expunge-")
+    weakref.finalize(args, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -26,6 +26,7 @@ from expunge.errors import UsageError
 Numbered = Iterator[tuple[int, Any]]
 
 FORMATS = ".jsonl, .json, .csv (each also as .gz) or .parquet"
+_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
 _HUB_ID = re.compile(r"(?P<path>[\w-][\w.-]*/[\w.-]+)(:(?P<subset>[\w.-]+))?")
 
 
@@ -74,16 +75,39 @@ def open_source(source: str | Path | Iterable[Any], name: str, split: str) -> So
 
 
 REDACT: ContextVar[bool] = ContextVar("redact", default=False)
-"""Whether messages keep the user's data to themselves."""
+"""Whether messages keep even the names of fields to themselves, and what other libraries say."""
 
 
 def shown(value: Any) -> str:
-    """A value from a user's data as JSON, cut to 60 characters; where that is redacted, its kind."""
-    if REDACT.get():
-        return f"a {type(value).__name__} (redacted)"
-    known = value is None or isinstance(value, str | int | float | list)
-    text = json.dumps(value, default=str) if known else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Of what kind and size a value from a user's data is.
+
+    Its words may be what is to be removed, and messages end in logs: the place tells where to look.
+
+    Example:
+        >>> shown("555-0147"), shown(["a", "b"]), shown(None)
+        ('a text of 8 characters', 'a list of 2', 'null')
+    """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters" if value.strip() else "an empty text"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list | Mapping):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def names(found: Iterable[Any]) -> str:
+    """Names of fields as they stand in the data; how many where that is redacted.
+
+    A table without a header has a row in their place: what does not look like a name is counted only.
+    """
+    every = [str(name) for name in found]
+    told = [] if REDACT.get() else [name for name in every if _NAME.fullmatch(name)]
+    rest = len(every) - len(told)
+    more = [f"{rest} name{'s' * (rest > 1)} not shown"] if rest else []
+    return ", ".join([*map(repr, told), *more]) or "no field"
 
 
 def _nearest(path: Path) -> str:
@@ -96,9 +120,9 @@ def _nearest(path: Path) -> str:
 
 def _from_memory(source: Any, name: str) -> Source:
     if isinstance(source, Mapping):
-        keys = ", ".join(repr(key) for key in source)
         raise UsageError(
-            f"The {name} set must be a sequence of rows; found a mapping of {keys}. Pick one of them."
+            f"The {name} set must be a sequence of rows; found a mapping of {names(source)}. "
+            "Pick one of them."
         )
     if not isinstance(source, Iterable) or isinstance(source, bytes):
         raise ValueError(f"`source` must be a path, a Hub id or rows. Found {type(source).__name__}.")
@@ -219,7 +243,7 @@ def _csv(text: str, path: Path) -> Numbered:
 
 def _csv_header(cells: list[str], place: str) -> list[str]:
     if len(set(cells)) < len(cells):
-        raise UsageError(f"{place}: column names must differ; found {', '.join(cells)}. Rename one.")
+        raise UsageError(f"{place}: column names must differ; found {names(cells)}. Rename one.")
     return cells
 
 
@@ -262,7 +286,7 @@ def _datasets(source: str, loader: str, *args: str | None, **options: str) -> An
     try:
         return getattr(importlib.import_module("datasets"), loader)(*args, **options)
     except Exception as error:
-        why = " ".join(str(error).split())[:300].rstrip(".")
+        why = type(error).__name__ if REDACT.get() else " ".join(str(error).split())[:300].rstrip(".")
         fix = "Name a local file, or check the Hub id (org/name or org/name:subset), split and connection."
         raise UsageError(
             f"`datasets` must be able to load {source}, which is no {FORMATS} file; it says: {why}. {fix}"

@@ -16,6 +16,7 @@ from expunge import output, ranks
 from expunge.callbacks import Ticker
 from expunge.derived import is_forget
 from expunge.errors import UsageError
+from expunge.file_hashes import differences
 from expunge.heap import give_back
 from expunge.methods import Method
 from expunge.models import CausalModel, load_model, weights_hash
@@ -138,13 +139,16 @@ def written(run: Run, record: RunRecord) -> CausalModel:
         UsageError: It is not the one that the record tells of.
     """
     assert run.folder is not None
-    place = run.folder / "model"
+    place, run.files = run.folder / "model", record.files
+    another = UsageError(
+        f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
+        "Give --overwrite to run again."
+    )
+    if record.files is not None and any(differences(place, record.files)):
+        raise another
     dtype = getattr(torch, record.models["after"].dtype, torch.float32)
     model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
-        raise UsageError(
-            f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
-            "Give --overwrite to run again."
-        )
+        raise another
     return model

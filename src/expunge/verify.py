@@ -1,7 +1,8 @@
 """Does a folder hold what its record says? Hashes again of model and data, and the page rendered again.
 
-What it shows: that files are those the record was written about. A record that was itself forged together
-with the files is not found out here; keep its hash, or the record, where others cannot write.
+What it shows: that files are those the record was written about. The record itself is read, not verified: one
+that was forged together with the files is not found out here, unless a later run of its chain holds its hash.
+Keep that hash, or the record, where others cannot write.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from expunge import chain, checkpoints, output
 from expunge.default_model import DEFAULT_MODEL
 from expunge.environment import installed
 from expunge.errors import UsageError
+from expunge.file_hashes import differences
 from expunge.models import load_model, weights_hash
 from expunge.record import DataEntry, ModelEntry, RunRecord, read_record
 from expunge.records import read_records
 from expunge.report import render
 
-Verdict = Literal["verified", "differs", "not checked"]
+Verdict = Literal["verified", "readable", "differs", "not checked"]
+
+_AFTER = "model/ (after)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Finding:
 
     Args:
         what: Was checked.
-        verdict: Of the check.
+        verdict: Of the check; "readable" is what can be said of the record itself.
         why: What differs, or why nothing could be checked; what was compared, where it is verified.
     """
 
@@ -59,14 +63,25 @@ def verify(folder: Path, *, trust_remote_code: bool = False) -> list[Finding]:
     if not folder.is_dir():
         raise UsageError(f"DIR must be the --output folder of a run; {folder} is no folder. Check the name.")
     record = read_record(folder)
-    found = [Finding("record.json", "verified", f"schema version {record.schema_version}")]
+    found = [_record(record)]
     found += _consistency(record)
+    files = list(_files(record, folder))
+    found += files
     for stage, entry in record.models.items():
-        found.append(_model(stage, entry, folder, trust_remote_code))
+        if stage == "after" and trust_remote_code and differing(files):
+            found.append(Finding(_AFTER, "not checked", "its files differ: code among them is not run"))
+        else:
+            found.append(_model(stage, entry, folder, trust_remote_code))
     if "after" not in record.models and (folder / "model").is_dir():
         found.append(Finding("model/", "differs", "the record tells of no model after the run"))
     found += [_data(name, entry) for name, entry in record.data.items()]
     return [*found, *_predecessor(record, folder), _page(record, folder), *_leftovers(folder)]
+
+
+def _record(record: RunRecord) -> Finding:
+    """The record is what all else is compared with; there is nothing here to compare it with."""
+    why = f"schema version {record.schema_version}; nothing in this folder vouches for the record itself"
+    return Finding("record.json", "readable", why)
 
 
 def _consistency(record: RunRecord) -> Iterator[Finding]:
@@ -82,9 +97,25 @@ def _consistency(record: RunRecord) -> Iterator[Finding]:
         yield Finding("history", "verified", f"{len(steps)} steps, without a gap")
 
 
+def _files(record: RunRecord, folder: Path) -> Iterator[Finding]:
+    """Every file of the saved model by its bytes: tokenizer and configuration decide what it says as well."""
+    what, place = "files of model/", folder / "model"
+    if record.files is None:
+        if "after" in record.models:
+            why = "the record names none: an earlier version wrote it. Only the weights are compared"
+            yield Finding(what, "not checked", why)
+        return
+    if not place.is_dir():
+        return  # said of the model
+    wrong = list(differences(place, record.files))
+    yield from (Finding(f"model/{name}", "differs", why) for name, why in wrong)
+    if not wrong:
+        yield Finding(what, "verified", f"{len(record.files)} files, each with the recorded SHA-256")
+
+
 def _model(stage: str, entry: ModelEntry, folder: Path, trust_remote_code: bool) -> Finding:
     """The weights of a model, hashed again where they are on this machine."""
-    what = "model/ (after)" if stage == "after" else f"model {stage} ({entry.source})"
+    what = _AFTER if stage == "after" else f"model {stage} ({entry.source})"
     place: str | Path = folder / "model" if stage == "after" else entry.source
     if stage == "after" and not (folder / "model").is_dir():
         return Finding(what, "differs", "the folder is missing")

@@ -203,9 +203,10 @@ def reported(path: Path) -> float:
     except (ValueError, KeyError, TypeError):
         value = None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        found = value if isinstance(value, int | float) else shown(value)
         raise UsageError(
             f"{path} must be a JSON object with average_acc, a number from 0 to 1; it has "
-            f"{shown(value)}. Name the metrics.json of an MMLU run."
+            f"{found}. Name the metrics.json of an MMLU run."
         )
     return float(value)
 
@@ -309,8 +310,8 @@ def _fitting(
         if len(ids) + needed <= room:
             return prompt, ids
     raise UsageError(
-        f"An MMLU question must fit {room} tokens; one of {question.subject} has {len(ids) + needed}: "
-        f"{shown(question.text)}. Choose a model with a longer context."
+        f"An MMLU question must fit {room} tokens; one of {question.subject} has {len(ids) + needed}. "
+        "Choose a model with a longer context."
     )
 
 

@@ -17,7 +17,7 @@ from expunge.cli._app import app
 from expunge.cli._flags import Look, TrustRemoteCode
 from expunge.errors import UsageError
 
-COLOURS = {"verified": "green", "differs": "red", "not checked": "yellow"}
+COLOURS = {"verified": "green", "readable": "green", "differs": "red", "not checked": "yellow"}
 
 
 @app.command
@@ -30,7 +30,7 @@ def verify(
 ) -> None:
     """Check a folder against its record: model, data, page. Exit status 2 if anything differs.
 
-    Hashes the weights and the data again where they are on this machine, and renders the page again.
+    Hashes every file of model/, weights and data where they are on this machine, and renders the page again.
     What is not here is named as not checked.
     """
     from expunge.verify import differing

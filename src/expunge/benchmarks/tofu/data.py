@@ -10,6 +10,7 @@ from pathlib import Path
 
 from expunge.errors import UsageError
 from expunge.records import Record, Records, read_records
+from expunge.sources import shown
 
 HUB = "locuslab/TOFU"
 
@@ -133,7 +134,7 @@ def _answers(found: object, field: str, place: str) -> list[str]:
     answers = found if isinstance(found, list) else [found]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise UsageError(
-            f"{place}: field {field!r} must hold text or a list of texts; found {found!r:.60}. "
+            f"{place}: field {field!r} must hold text or a list of texts; found {shown(found)}. "
             f"Use the *_perturbed files of {HUB}."
         )
     return list(answers)

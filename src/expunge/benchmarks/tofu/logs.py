@@ -272,7 +272,7 @@ def _check_same_questions(ours: Scores, theirs: Scores, path: Path, reference: P
         if one != two:
             raise UsageError(
                 f"Forget quality compares two models on the same questions. Forget row {row} of {path} is "
-                f"{one[0]!r:.80}, of {reference} it is {two[0]!r:.80}. {fix}"
+                f"another than that of {reference}. {fix}"
             )
     return True
 
