@@ -88,9 +88,13 @@ BF16 = Case("ngdiff", bf16=True)
 """Compute in bf16 over fp32 weights, which the ways round in other places."""
 
 
+OWN: dict[str, dict[str, Any]] = {"rmu": {"layer": 1}}
+"""What a model of two blocks asks of a recipe."""
+
+
 def method(name: str) -> Method:
     """The recipe; GeN measures often enough to matter, budgets end nothing."""
-    made = grad_diff(retain_weight=0.0) if name == TIGHT else METHODS[name]()
+    made = grad_diff(retain_weight=0.0) if name == TIGHT else METHODS[name](**OWN.get(name, {}))
     if name == TIGHT and made.budget is not None:
         return dataclasses.replace(made, budget=dataclasses.replace(made.budget, tolerance=1e-4, every=4))
     if made.budget is not None:
