@@ -76,10 +76,13 @@ CASES = [
 ]
 
 REPLICATED = [
-    case
-    for case in CASES
-    if (case.accumulation > 1 or not case.lora or case.recipe == "ngdiff") and not case.fsdp
-    if case.accumulation > 1 or not case.settings
+    *(
+        case
+        for case in CASES
+        if (case.accumulation > 1 or not case.lora or case.recipe == "ngdiff") and not case.fsdp
+        if case.accumulation > 1 or not case.settings
+    ),
+    Case("rmu"),  # reads hidden states; a shard has no second model for its reference
 ]
 """What runs under DDP: an adapter's gradients are reduced as any others are; hardened: `test_distributed`."""
 

@@ -18,7 +18,7 @@ from test_distributed import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
 
-LABELS = {case.label: case for case in CASES}
+LABELS = {case.label: case for case in [*CASES, *REPLICATED]}
 
 
 @pytest.fixture(scope="module")

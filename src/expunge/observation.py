@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from expunge.batching import concatenate
 from expunge.hidden import residual_stream
@@ -52,6 +53,9 @@ def observe(
     places = label_positions(joined["labels"])
     with residual_stream(model, layers, places) as hidden:
         logits = select_logits(model, joined["input_ids"], joined["attention_mask"], places)
+    if hidden and isinstance(model, DistributedDataParallel):
+        # DDP waits for every parameter that its outputs depend on, those behind the last layer read too
+        hidden = {layer: stream + 0.0 * logits.sum() for layer, stream in hidden.items()}
     mine = [label_positions(batch["labels"]) for batch in batches.values()]
     sizes = [int(positions.sum()) for positions in mine]
     streams = {layer: stream.split(sizes) for layer, stream in hidden.items()}
