@@ -102,7 +102,7 @@ def unlearn(
     """One seed of one arm."""
     near = options.work / task / "neighbours"
     folder = options.work / task / f"{arm}-{seed}"
-    if not ended(folder):
+    if not (ended(folder) and (folder / "model").is_dir()):
         api.unlearn(
             model,
             forget=paths["forget"],

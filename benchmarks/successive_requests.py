@@ -84,7 +84,7 @@ def measure(model: Path, folder: Path, sets: dict[str, Rows], seed: int) -> dict
 def serve(arm: str, number: int, last: Path, sets: dict[str, Rows], seed: int, options: Any) -> RunRecord:
     """One request on the model of the one before (`last`, a run folder; `taught` for the first)."""
     folder = options.work / f"{arm}-{seed}" / f"request-{number}"
-    if not ended(folder):
+    if not (ended(folder) and (folder / "model").is_dir()):
         later = [row for i in range(number + 1, options.requests + 1) for row in sets[f"request-{i}"]]
         data = options.work / "data"
         words = {

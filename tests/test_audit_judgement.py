@@ -232,13 +232,13 @@ def test_erased_says_what_could_not_have_been_seen():
         through = entry("prefix", "input", unlearned=result(hits, 12), **rest)
         assert verdict([entry(unlearned=result(0, 12), **rest), through], None).word == word
     found = erased(0, 12)
-    assert "A recovery of less than 33% of the records could not have been told" in found.sentence
+    assert "A recovery of less than 33% of whole records could not have been told" in found.sentence
     assert any("Under every attack more than 20%" in reason for reason in found.reasons)
 
 
 def test_no_warning_where_little_could_hide():
     found = erased(0, 40)  # the interval ends at 1 - 0.025 ** (1 / 40) = 8.8 %: 4 of 40
-    assert "less than 10% of the records could" in found.sentence
+    assert "less than 10% of whole records could" in found.sentence
     assert not any("would have had to come back" in reason for reason in found.reasons)
 
 
@@ -246,10 +246,10 @@ def test_the_attack_that_saw_least_is_named():
     rest = {"unlearned": result(0), "original": result(40)}
     loose = entry("shifts", "input", control=result(6), **rest)  # 6 of 40: the interval ends at 29.8 %
     found = erased(0, 40, loose=loose)
-    assert "less than 10% to 30% of the records, depending on the attack, could" in found.sentence
+    assert "less than 10% to 30% of whole records, depending on the attack, could" in found.sentence
     assert any("Under shifts more than 20%" in reason for reason in found.reasons)
     members = entry("membership-loss", "membership", control=result(6), **rest)
-    assert "less than 10% of the records could" in erased(0, 40, members=members).sentence
+    assert "less than 10% of whole records could" in erased(0, 40, members=members).sentence
 
 
 # --- an attack must work on a model that knows
@@ -276,8 +276,23 @@ def test_it_works_where_the_original_gives_more_in_part_or_the_unlearned_model_g
     assert judge({"unlearned": result(20), "control": result(0), "original": result(0)}).outcome == "exceeds"
     assert judge({"unlearned": result(0), "control": result(0)}).outcome == "within", "it was not asked"
     late = judge({"unlearned": result(0), "control": result(0), "original": result(0, complete=False)})
-    assert late.outcome == "blunt"
-    assert "Time ran out there." in late.sentence
+    assert late.outcome == "unfinished"
+    assert "worked on the original" in late.sentence
+    plain = ended("prompt", "none")
+    cut = [
+        entry(f"cut-{i}", "input", unlearned=result(0), control=result(0), original=result(0, complete=False))
+        for i in range(3)
+    ]
+    assert verdict([plain, ended("a", "input"), *cut], None).word == "undecided"
+
+
+def test_an_attack_that_failed_on_the_original_does_not_support_that_nothing_is_left():
+    fell = entry("fell", "input", unlearned=result(0), control=result(0))
+    fell = fell.model_copy(update={"why": "Not on original: It failed with RuntimeError."})
+    plain = ended("prompt", "none")
+    assert verdict([plain, fell], None).word == "undecided"
+    assert verdict([plain, fell, ended("a", "input")], None).word == "undecided"
+    assert verdict([plain, fell, ended("a", "input"), ended("b", "input")], None).word == "erased"
 
 
 def test_the_training_prompt_and_the_worst_case_keep_their_own_rule():

@@ -115,7 +115,7 @@ def test_slurm_goes_on_after_a_preemption(data, model_folder):
 
 def test_accelerate(data, model_folder):
     launch = ["python", "-m", "accelerate.commands.launch", "--config_file", str(DOCS / "fsdp2.yaml")]
-    here = ["--num_processes=2", "--mixed_precision=no", "-m", "expunge", "run"]
+    here = ["--num_processes=2", "-m", "expunge", "run"]
     sets = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "out"]
     start([*launch, *here, *sets, *words(model_folder)], data)
     check(data)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,8 +23,8 @@ more from the launcher, which passes on what it gets.
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM is noted in `requested`; the second acts as usual.
 
-    One of several ranks takes what comes within five seconds of the first for its echo. Outside the main
-    thread, where signals cannot be caught, nothing is changed.
+    One of several ranks takes what comes within five seconds of the first for its echo, also after it has
+    been left. Outside the main thread, where signals cannot be caught, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -44,16 +44,31 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, self._without_echo(handler) if self.requested and self._echo else handler)
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            if time.monotonic() - self._since < self._echo:
+            if self._echoes:
                 return
             raise KeyboardInterrupt
         self.requested, self._since = True, time.monotonic()
-        logger.warning("stopping after this step, with a checkpoint; Ctrl-C again quits at once.")
+        later = f" after {self._echo:.0f} seconds" if self._echo else ""
+        logger.warning("stopping after this step, with a checkpoint; Ctrl-C again%s quits at once.", later)
+
+    @property
+    def _echoes(self) -> bool:
+        return time.monotonic() - self._since < self._echo
+
+    def _without_echo(self, handler: Any) -> Callable[[int, FrameType | None], None]:
+        """What a signal did before, but for an echo."""
+
+        def act(number: int, frame: FrameType | None) -> None:
+            if not self._echoes:
+                signal.signal(number, handler)
+                signal.raise_signal(number)
+
+        return act
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ shared further, and nobody is waited for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -161,8 +161,9 @@ def taken(count: int, work: Callable[[int], Item], group: dist.ProcessGroup | No
             with alone():
                 mine[i] = work(i)
     except Exception as error:
-        store.set(_FAILED, "")
-        failed = error
+        failed = UsageError(LEFT) if isinstance(error, dist.DistError) else error
+        with suppress(RuntimeError):  # the process that holds the store may be the one that left
+            store.set(_FAILED, "")
     found = _joined(mine, failed, group)
     return [found[i] for i in range(count)]
 

@@ -261,7 +261,7 @@ def _parquet(content: bytes, path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = parquet.ParquetFile(io.BytesIO(content)).read().to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path} must be a Parquet file; {error}. Write it again.") from None
+        raise UsageError(f"{path} must be a Parquet file; {type(error).__name__}. Write it again.") from None
     return rows
 
 
@@ -286,8 +286,19 @@ def _datasets(source: str, loader: str, *args: str | None, **options: str) -> An
     try:
         return getattr(importlib.import_module("datasets"), loader)(*args, **options)
     except Exception as error:
-        why = type(error).__name__ if REDACT.get() else " ".join(str(error).split())[:300].rstrip(".")
+        quotes = REDACT.get() or _may_quote(error)
+        why = type(error).__name__ if quotes else " ".join(str(error).split())[:300].rstrip(".")
         fix = "Name a local file, or check the Hub id (org/name or org/name:subset), split and connection."
         raise UsageError(
             f"`datasets` must be able to load {source}, which is no {FORMATS} file; it says: {why}. {fix}"
         ) from error
+
+
+def _may_quote(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, came from reading values: such errors quote them."""
+    if error is None:
+        return False
+    kind = type(error)
+    reads = kind.__module__.startswith(("pyarrow", "pandas"))
+    generates = kind.__name__.startswith("DatasetGeneration")
+    return reads or generates or _may_quote(error.__cause__ or error.__context__)

@@ -140,15 +140,13 @@ def written(run: Run, record: RunRecord) -> CausalModel:
     """
     assert run.folder is not None
     place, run.files = run.folder / "model", record.files
-    another = UsageError(
-        f"--resume must find the model that {run.folder / 'record.json'} tells of; {place} is another. "
-        "Give --overwrite to run again."
-    )
-    if record.files is not None and any(differences(place, record.files)):
-        raise another
+    rule = f"--resume must find the model that {run.folder / 'record.json'} tells of;"
+    if record.files is not None and (found := next(iter(differences(place, record.files)), None)):
+        name, why = found
+        raise UsageError(f"{rule} {place / name} is {why}. Put it right, or give --overwrite to run again.")
     dtype = getattr(torch, record.models["after"].dtype, torch.float32)
     model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
-        raise another
+        raise UsageError(f"{rule} {place} is another. Give --overwrite to run again.")
     return model

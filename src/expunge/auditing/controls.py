@@ -34,7 +34,8 @@ def knows(control: Result, original: Result | None, holdout: Result | None) -> s
 
     Its plain recovery must not be above chance. Chance is what it says about holdout records, which it has
     not seen either; it is taken to know the data where Fisher's test finds the difference and it stands
-    nearer to the original than to chance. Without a holdout, it must not stand half way to the original.
+    nearer to the original than to chance. Without enough holdout records for that, it must not stand half way
+    to the original.
 
     Args:
         control: The plain prompt on the control model.
@@ -42,7 +43,7 @@ def knows(control: Result, original: Result | None, holdout: Result | None) -> s
         holdout: The control model asked about the holdout records.
     """
     found = control.recovered
-    if holdout is not None:
+    if holdout is not None and (original is None or _can_refuse(found.n, holdout.recovered.n)):
         top = original.recovered.value if original else found.value
         higher = chance(found, holdout.recovered) < SURE
         if higher and found.value > (top + holdout.recovered.value) / 2 - 1e-9:

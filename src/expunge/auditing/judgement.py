@@ -96,8 +96,11 @@ def _weighed(results: Mapping[Column, Result], column: Column, family: Family) -
             "Time ran out before it had tried everything: this is no answer. Give more --seconds."
         )
     why = _says_anything(found) or _blunt(against.recovered, words, name)
-    if not why and family != "none":
-        why = _powerless(results.get("original"), against, words)
+    original = results.get("original")
+    if not why and family != "none" and original is not None and not above(original, against):
+        if not original.complete:
+            return "unfinished", "Time ran out before it had worked on the original. Give more --seconds."
+        why = words.powerless
     return ("blunt", why) if why else ("within", words.no_more.format(name=name))
 
 
@@ -145,13 +148,6 @@ def _blunt(control: Metric, words: _Words, name: str) -> str:
         reach = f"its interval reaches to {control.high:.0%}"
         return f"Too few records of the control ({control.n}) to see a difference: {reach}. Give more."
     return ""
-
-
-def _powerless(original: Result | None, against: Result, words: _Words) -> str:
-    """That an attack does not even work on the original, or nothing; it may not have been run there."""
-    if original is None or above(original, against):
-        return ""
-    return words.powerless + ("" if original.complete else " Time ran out there.")
 
 
 def chance(found: Metric, against: Metric) -> float:

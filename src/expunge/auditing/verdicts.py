@@ -111,7 +111,7 @@ def _unseen(within: Sequence[AttackEntry]) -> str:
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     span = low if low == high else f"{low} to {high}"
     depending = "" if low == high else ", depending on the attack,"
-    missed = f"A recovery of less than {span} of the records{depending}"
+    missed = f"A recovery of less than {span} of whole records{depending}"
     return f"{missed} could not have been told from the control's."
 
 
@@ -178,8 +178,8 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
     """Why nothing can be called erased although nothing came back; "" where it can.
 
     "Erased" is said of what was tried, so it must have been tried. An attack supports it only if it came to
-    an end, all its probes and its whole budget, on the unlearned model and on what that is compared with, and
-    stayed within. The word needs
+    an end, all its probes and its whole budget, on the unlearned model, on what that is compared with, and on
+    the original, and stayed within. The word needs
 
     * an original that was asked the prompts (that it knew the records is checked before);
     * such an attack besides the training prompt;
@@ -199,7 +199,7 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
             "anything to erase was not shown. Give --original."
         )
     others = [entry for entry in attacks if entry.name != PLAIN]
-    ended = _of(others, "within")
+    ended = [entry for entry in _of(others, "within") if not _open(entry)]
     open_ = [entry for entry in others if _open(entry)]
     if not (ended or open_):
         return "The training prompt shows nothing, and no other attack gave an answer: that proves little."
@@ -220,7 +220,8 @@ def _open(entry: AttackEntry) -> bool:
     """Whether an attack was begun and did not come to an end on the models that count."""
     if entry.judgement is None:
         return entry.status == "failed"
-    return entry.judgement.outcome in ("unfinished", "unjudged")
+    fell = "original" not in entry.results and bool(entry.why)
+    return fell or entry.judgement.outcome in ("unfinished", "unjudged")
 
 
 def _without_control(plain: AttackEntry, reasons: list[str]) -> Verdict:
