@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from expunge.batching import concatenate
@@ -51,6 +53,10 @@ def observe(
     """
     joined = next(iter(batches.values())) if len(batches) == 1 else concatenate([*batches.values()], pad_id)
     places = label_positions(joined["labels"])
+    if isinstance(model, FSDPModule):
+        # a weight's cast kept from an earlier pass is older than this one: its gradient would come after its
+        # block's are reduced, and count for the next objective
+        torch.clear_autocast_cache()
     with residual_stream(model, layers, places) as hidden:
         logits = select_logits(model, joined["input_ids"], joined["attention_mask"], places)
     if hidden and isinstance(model, DistributedDataParallel):
