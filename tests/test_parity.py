@@ -63,7 +63,7 @@ def test_same_training(way, label, ranks, alone):
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_bf16_over_fp32_weights(way, ranks, tmp_path):
-    """Autocast rounds the same everywhere; a cast that outlived its forward pass once cost FSDP2 gradients."""
+    """Autocast rounds alike everywhere; a cast that outlives its forward pass costs FSDP2 its gradient."""
     first, second = (
         torch.load(ranks / f"{way}-{BF16.label}-{rank}.pt", weights_only=False) for rank in (0, 1)
     )
