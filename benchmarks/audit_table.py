@@ -15,7 +15,8 @@ pluses; `holdout` among these lets it stop by records never seen, which are no r
 process.
 
 After every attack the output is written anew, with what is known so far; a second call continues, and may add
-methods, seeds and attacks. The work folder keeps models and findings, these with their text.
+methods, seeds and attacks: what an earlier call found stays in the table. The work folder keeps models and
+findings, these with their text.
 """
 
 from __future__ import annotations
@@ -62,23 +63,41 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "jailbreak": {"variants": 6},
     "best-of-n": {"samples": 8, "temperatures": (1.0,)},
     "beam-search": {"beams": 4},
+    "contrastive": {},
+    "composed": {"rounds": 1},
+    "perturbed": {"rounds": 2, "nodes": 8},
+    "gcg": {"steps": 6, "candidates": 16, "substitutes": 32},
+    "embedding-fgsm": {"levels": 1},
+    "embedding-pgd-linf": {"levels": 1, "steps": 8},
     "embedding-pgd-l2": {"levels": 1, "steps": 8},
+    "embedding-momentum": {"levels": 1, "steps": 8},
+    "embedding-ddn": {"levels": 1, "steps": 8},
+    "embedding-carlini-wagner": {"levels": 1, "steps": 8},
+    "embedding-elastic-net": {"levels": 1, "steps": 8},
+    "embedding-nes": {"levels": 1, "steps": 4},
     "soft-prompt": {"steps": 15},
+    "soft-prompt-universal": {"steps": 30},
     "logit-lens": {},
     "linear-probe": {},
     "activation-patching": {"every": 3},
+    "refusal-ablation": {"directions": 3},
     "relearn": {"rows": 16, "steps": (4, 8)},
     "relearn-lora": {"rows": 16, "steps": (4, 8)},
     "relearn-retain": {"rows": 16, "steps": (4, 8)},
+    "relearn-unrelated": {"rows": 16, "steps": (4, 8)},
     "quantise": {"bits": (8, 4)},
     "prune": {"shares": (0.1, 0.3)},
     "noise": {"scales": (0.03, 0.1), "draws": 1},
     "interpolate": {"alphas": (0.2, 0.5)},
+    "membership-loss": {},
+    "membership-zlib": {},
+    "membership-reference": {},
+    "membership-min-k": {},
+    "membership-min-k-plus-plus": {},
+    "membership-gradient-norm": {},
     "membership-ensemble": {},
 }
-"""The members of every family that tell most, with budgets for two cores: about six minutes of one core per
-model at 12 probes. As much again is training: about 5 s a step of 16 rows.
-"""
+"""The members of every family, with budgets for two cores. A step of training costs about 5 s at 16 rows."""
 
 # --- models
 
@@ -160,10 +179,10 @@ def attack_model(name: str, seed: int, options: argparse.Namespace) -> None:
     place = unlearned(name, seed, paths, options) if name not in (ORIGINAL, CONTROL) else (
         taught(name, paths, options)
     )  # fmt: skip
-    unit = Unit(model=name, seed=seed, training=training(place.parent), attacks={})
+    before = kept(name, seed, options)
+    unit = Unit(model=name, seed=seed, training=training(place.parent), attacks=dict(before))
     if not place.is_dir():
         return keep(unit, options)
-    before = kept(name, seed, options)
     tokenizer = load_tokenizer(place)
     original = Target("original", load_model(options.work / ORIGINAL / "model").eval(), tokenizer)
     column: Any = name if name in (ORIGINAL, CONTROL) else "unlearned"
