@@ -1,8 +1,9 @@
 """The study of LUME Tasks 2 and 3: every recipe, the strongest over learning rates, finalists on seeds.
 
     python benchmarks/study.py --data LUME_FOLDER --output STUDY_FOLDER
-        [--people 20] [--lives 20] [--methods a,b,c] [--tuned npo,simnpo] [--rates 3e-6,1e-5,3e-5,1e-4,3e-4]
-        [--finalists best] [--seeds 0,1,2] [--workers 1] [--set max_steps=100] [--markdown docs/results.md]
+        [--people 20] [--lives 20] [--kinds qa] [--methods a,b,c] [--tuned npo,simnpo]
+        [--rates 3e-6,1e-5,3e-5,1e-4,3e-4] [--finalists best] [--seeds 0,1,2] [--workers 1]
+        [--set max_steps=100] [--markdown docs/results.md]
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl. Rows of the first so many
 people (Task 2, synthetic) and lives (Task 3, real biographies) of each training fold are to be forgotten and
@@ -49,8 +50,8 @@ Job = tuple[str, Grid, list[int]]
 """Method, grid, seeds."""
 
 
-def rows_of(path: Path, wanted: dict[str, int]) -> list[dict[str, str]]:
-    """Rows of the first so many people of each task, in the file's order."""
+def rows_of(path: Path, wanted: dict[str, int], kinds: str = "") -> list[dict[str, str]]:
+    """Rows of the first so many people of each task, in the file's order; all kinds, or some."""
     people: dict[str, list[str]] = {task: [] for task in wanted}
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -61,19 +62,19 @@ def rows_of(path: Path, wanted: dict[str, int]) -> list[dict[str, str]]:
         person, kind = row["id"][:-SUFFIX], row["id"][-SUFFIX:-1]
         if person not in people[task] and len(people[task]) < wanted[task]:
             people[task].append(person)
-        if person in people[task]:
+        if person in people[task] and kind in (kinds.split(",") if kinds else [kind]):
             words = {"prompt": row["input"], "response": row["output"]}
             found.append(words | {"person": person, "task": task, "kind": kind})
     return found
 
 
-def prepare(data: Path, folder: Path, wanted: dict[str, int]) -> dict[str, Path]:
+def prepare(data: Path, folder: Path, wanted: dict[str, int], kinds: str = "") -> dict[str, Path]:
     """Write forget, retain and holdout as JSON Lines; what is there already must be the same."""
     folder.mkdir(parents=True, exist_ok=True)
     folds = {"forget": "train/forget", "retain": "train/retain", "holdout": "validation/forget"}
     paths = {}
     for name, fold in folds.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows_of(data / f"{fold}.jsonl", wanted))
+        text = "".join(json.dumps(row) + "\n" for row in rows_of(data / f"{fold}.jsonl", wanted, kinds))
         paths[name] = folder / f"{name}.jsonl"
         if paths[name].exists() and paths[name].read_text(encoding="utf-8") != text:
             raise SystemExit(f"{paths[name]} holds other rows. Take another --output for another size.")
@@ -117,7 +118,8 @@ def go_on_if_ended(folder: Path) -> None:
 
 def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The model that knows forget and retain, and what every trial gets."""
-    paths = prepare(options.data, options.output / "data", {"Task2": options.people, "Task3": options.lives})
+    wanted = {"Task2": options.people, "Task3": options.lives}
+    paths = prepare(options.data, options.output / "data", wanted, options.kinds)
     known = [paths["forget"], paths["retain"]]
     model = teach(known, options.output / "taught", options, template="none")
     return model, {**paths, "template": "none"}
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--lives", type=int, default=20)
+    parser.add_argument("--kinds", default="", help="of rows: qa (questions), sc (texts to complete); all")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--tuned", default=STRONGEST)
     parser.add_argument("--rates", default=RATES)
