@@ -16,6 +16,7 @@ from expunge.record import Check
 from expunge.records import Record, Records, swap_responses
 from expunge.scoring import TokenScores
 from expunge.stopping import against_holdout, against_swaps, with_earlier
+from expunge.synthetic_holdout import synthetic_holdout
 from expunge.tables import Part, examine
 
 SWAPS = 3
@@ -45,6 +46,8 @@ def forget_check(
     forget: Records,
     holdout: Sequence[Encoded] | None,
     settings: CheckSettings,
+    *,
+    retain: Sequence[Record] = (),
     earlier: Records | None = None,
 ) -> ForgetCheck | None:
     """A look at a fixed sample of forget records; None where there is nothing to compare them with.
@@ -53,12 +56,14 @@ def forget_check(
         model: In training; scored in evaluation mode. With `earlier`, it is looked at once right now.
         tokenizer: Its tokenizer.
         forget: Records to forget.
-        holdout: Rows never seen; None compares with other records' responses to the same prompt.
+        holdout: Rows never seen. None makes some (`synthetic_holdout`), and where the records hold too few
+            names and numbers for that, compares with other records' responses to the same prompt.
         settings: See `CheckSettings`.
+        retain: Records to keep, which lend the synthetic ones names and numbers.
         earlier: Records that earlier requests removed: a look is met only while they stay forgotten.
     """
-    look = _one_set(model, tokenizer, forget, holdout, settings)
-    again = _one_set(model, tokenizer, earlier, holdout, settings) if earlier else None
+    look = _one_set(model, tokenizer, forget, holdout, settings, retain)
+    again = _one_set(model, tokenizer, earlier, holdout, settings, retain) if earlier else None
     if look is None or again is None:
         return look
     now, start = look, again(0)
@@ -71,6 +76,7 @@ def _one_set(
     forget: Records,
     holdout: Sequence[Encoded] | None,
     settings: CheckSettings,
+    retain: Sequence[Record],
 ) -> ForgetCheck | None:
 
     def encoded(records: Sequence[Record], name: str) -> list[Encoded]:
@@ -86,6 +92,10 @@ def _one_set(
     if holdout:
         unseen = sample(holdout, settings.rows, settings.seed)
         return lambda step: against_holdout(step, *scores([rows, unseen]))
+    made = synthetic_holdout(forget, retain, settings.seed)
+    if made:
+        invented = encoded([one for i in chosen if (one := made[i])], "synthetic holdout")
+        return lambda step: against_holdout(step, *scores([rows, invented]), control="synthetic")
     swaps = swap_responses(forget, SWAPS, settings.seed)
     others = [encoded([Record(forget[i].prompt, r) for r in swaps[i]], "swapped forget") for i in chosen]
     if not any(others):

@@ -25,7 +25,7 @@ from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
-from expunge.stopping import forgotten
+from expunge.stopping import closing_in, forgotten
 from expunge.weightings import Stateful, Weighting
 
 STATE_FILE = "expunge_state.json"
@@ -173,7 +173,7 @@ class Monitor:
         """Readings and checks due after so many steps; a reason to stop, if there is one.
 
         Forgotten counts only within budget: a met check over budget is looked at again after the first
-        reading that is back within it.
+        reading that is back within it. Near the goal every step is looked at (`closing_in`).
         """
         if self.state.stop or self.phases:
             return self.state.stop
@@ -187,7 +187,8 @@ class Monitor:
         if not (self.check and self.check_every):
             return None
         waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
-        if not ((step % self.check_every == 0 or waiting) and self._look(step).met):
+        due = step % self.check_every == 0 or waiting or closing_in(self.state.checks, self.check_every)
+        if not (due and self._look(step).met):
             return None
         if budget and not reading:
             self._read(step, rate)

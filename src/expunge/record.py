@@ -111,8 +111,10 @@ class Check(Entry):
     step: int
     forget_nll: float
     forget_leak: float = Field(description="share of forget responses that are reproduced exactly")
-    control: Literal["holdout", "swap"]
-    control_nll: float = Field(description="NLL of the holdout, or of swapped responses to the prompts")
+    control: Literal["holdout", "synthetic", "swap"]
+    control_nll: float = Field(
+        description="NLL of the holdout, given or synthetic, or of swapped responses to the prompts"
+    )
     control_leak: float | None = None
     preference: float | None = Field(
         None, description="share of (record, swap) pairs whose true response is likelier"

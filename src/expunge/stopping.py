@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -62,24 +63,31 @@ class RetainBudget:
         )
 
 
-def against_holdout(step: int, forget: Sequence[TokenScores], holdout: Sequence[TokenScores]) -> Check:
+def against_holdout(
+    step: int,
+    forget: Sequence[TokenScores],
+    holdout: Sequence[TokenScores],
+    *,
+    control: Literal["holdout", "synthetic"] = "holdout",
+) -> Check:
     """Forgotten when forget rows are as unlikely, and as seldom reproduced, as rows never seen.
 
     Args:
         step: Optimizer steps taken.
         forget: Scores of forget rows.
         holdout: Scores of rows of the same kind that the model has never seen.
+        control: Whether these were given or made.
     """
-    nll, control = _mean_nll(forget), _mean_nll(holdout)
+    nll, unseen_nll = _mean_nll(forget), _mean_nll(holdout)
     leak, control_leak = _leak(forget), _leak(holdout)
     return Check(
         step=step,
         forget_nll=nll,
         forget_leak=leak,
-        control="holdout",
-        control_nll=control,
+        control=control,
+        control_nll=unseen_nll,
         control_leak=control_leak,
-        met=nll >= control and leak <= control_leak,
+        met=nll >= unseen_nll and leak <= control_leak,
     )
 
 
@@ -110,6 +118,23 @@ def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequ
         preference=preference,
         met=preference <= 0.5,
     )
+
+
+def closing_in(checks: Sequence[Check], interval: int) -> bool:
+    """Whether the control will be reached before the next look, at the pace of the last two.
+
+    Forgetting gathers speed, and what goes past the goal takes retained records along; so then every step
+    wants a look of its own. Swapped responses grow unlikely as fast and tell no such distance.
+
+    Args:
+        checks: Looks so far.
+        interval: Steps between looks.
+    """
+    if len(checks) < 2 or checks[-1].control == "swap":
+        return False
+    before, last = checks[-2:]
+    steps, distance = last.step - before.step, last.control_nll - last.forget_nll
+    return steps > 0 and 0 < distance * steps <= (last.forget_nll - before.forget_nll) * interval
 
 
 def with_earlier(check: Check, earlier: Check, start: Check) -> Check:
@@ -147,6 +172,11 @@ def _beside_control(check: Check) -> str:
         return (
             f"The forget records look like records never seen: {nll}; "
             f"holdout NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
+        )
+    if check.control == "synthetic":
+        return (
+            f"The forget records look like such records about nobody (a synthetic holdout): {nll}; "
+            f"these have NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
         )
     return (
         f"True responses are no likelier than those of other records under the same prompt: {nll}; "

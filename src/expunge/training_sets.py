@@ -120,7 +120,8 @@ class TrainingSets:
             self.records["forget"],
             self.encoded.get("holdout"),
             CheckSettings(args.check_rows, args.seed, encoding, args.precision),
-            self.records.get("forgotten"),
+            retain=self.records.get("retain", ()),
+            earlier=self.records.get("forgotten"),
         )
 
     def probe(self, pad_id: int) -> list[Batch]:

@@ -97,7 +97,14 @@ QUANTITIES = (
     ),
 )
 
-_ROLES = {"forget": "forget", "retain": "retain", "holdout": "reference", "swap": "reference"}
+_ROLES = {"forget": "forget", "retain": "retain"} | dict.fromkeys(
+    ("holdout", "synthetic", "swap"), "reference"
+)
+_NEVER_SEEN = {
+    "holdout": "records never seen",
+    "synthetic": "a synthetic holdout",
+    "swap": "swapped responses",
+}
 _SPARE = ("extra", "control", "reference", "muted", "ink")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 _DOTTED, _DASHED = (0, (1, 2)), (0, (4, 2))
@@ -181,7 +188,7 @@ def _of_checks(record: RunRecord) -> Panel | None:
         )
     if _empty(lines):
         return None
-    title = "Forget against " + ("records never seen" if "holdout" in kinds else "swapped responses")
+    title = "Forget against " + next(words for kind, words in _NEVER_SEEN.items() if kind in kinds)
     caption = "Negative log-likelihood of the responses at each check; the run may stop when the lines meet."
     figure = draw(_WIDTH, _HEIGHT)
     axes = figure.axes[0]
