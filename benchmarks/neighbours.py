@@ -2,7 +2,7 @@
 
     python benchmarks/neighbours.py --data LUME_FOLDER --output benchmarks/results/neighbours.json
         [--model smollm2-135m] [--work FOLDER] [--tasks Task2,Task3] [--people 20] [--seeds 0,1,2] [--k 3]
-        [--method ngdiff] [--set max_steps=200] [--teach max_steps=300]
+        [--curriculum direct] [--method ngdiff] [--set max_steps=200] [--teach max_steps=300]
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl. Per task the first people of
 the training folds are taught once, and neighbours are sought. Then each seed unlearns without and with them,
@@ -56,7 +56,8 @@ def seek(task: str, model: Path, paths: dict[str, Path], options: argparse.Names
     folder = options.work / task / "neighbours"
     if not (folder / RECORD).exists():
         sets = {"forget": paths["forget"], "retain": paths["retain"]}
-        words = {"k": options.k, "margin": options.margin, "template": "none", "overwrite": True}
+        words: dict[str, Any] = {"k": options.k, "margin": options.margin, "template": "none"}
+        words |= {"curriculum": tuple(options.curriculum.split(",")), "overwrite": True}
         find_neighbours(model, output_folder=folder, **sets, **words)
     return folder
 
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--margin", type=float, default=0.2)
+    parser.add_argument("--curriculum", default="direct", help="kinds of question that are trained on")
     parser.add_argument("--method", default="ngdiff")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--teach", action="append", default=[], metavar="KEY=VALUE")

@@ -358,6 +358,7 @@ KINDS: dict[str, Kind] = {
     "neighbours none": words(*NEIGHBOURS, "--k", "0"),
     "neighbours more than rows": words(*NEIGHBOURS, "--k", "999"),
     "neighbours template unknown": words(*NEIGHBOURS, "--templates", "xWORD"),
+    "neighbours curriculum unknown": words(*NEIGHBOURS, "--curriculum", "xWORD"),
     "evaluate to nowhere": words("evaluate", "records", "--forget", "{f}", "--model", "{m}"),
     "evaluate original missing": words(
         "evaluate", "records", "--forget", "{f}", "--model", "{m}", "--original", "WORD", "--output", "{o}"

@@ -166,8 +166,18 @@ def test_the_folder_holds_rows_nearest_first_and_probes_apart(found):
     assert [(r["prompt"], r["response"]) for r in left] == [
         (r["prompt"], r["response"]) for i, r in enumerate(RETAIN) if i not in record.probed_records
     ]
-    assert sum(record.kept.values()) == len(rows) + len(probes)
+    assert {row["template"] for row in rows} == {"direct"}
+    assert {row["template"] for row in probes} == set(TEMPLATES) == set(record.kept)
     assert NeighboursRecord.model_validate_json((folder / "neighbours.json").read_text()) == record
+
+
+def test_other_forms_are_trained_on_where_they_are_named(taught_folder, tmp_path):
+    words = {"k": 2, "template": "none", "margin": 0.0, "curriculum": ("direct", "choice")}
+    sets = {"forget": FORGET, "retain": RETAIN}
+    record = find_neighbours(taught_folder, **sets, output_folder=tmp_path / "n", **words)
+    rows = lines(tmp_path / "n" / "neighbours.jsonl")
+    assert {row["template"] for row in rows} == {"direct", "choice"}
+    assert record.settings["curriculum"] == ["direct", "choice"]
 
 
 def test_a_run_trains_on_neighbours_and_measures_the_probes(found, taught_folder, tmp_path):
@@ -223,6 +233,9 @@ BAD = [
     ({"probes": 1.0}, "--probes must be a share"),
     ({"templates": ("choise",)}, "Did you mean choice"),
     ({"templates": ()}, "at least one template"),
+    ({"curriculum": ("generate",)}, "--curriculum must be some of .* Did you mean generated"),
+    ({"curriculum": ()}, r"must name some of the questions that are asked \(direct, .*\); got none"),
+    ({"templates": ("choice",)}, r"that are asked \(choice\); got direct, generated"),
     ({"retain": FORGET[:1] + RETAIN}, "must share no record"),
 ]
 
@@ -237,7 +250,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(words, message, tmp_path)
 
 def test_a_model_that_knows_nothing_leaves_no_folder_to_read(model_folder, tmp_path):
     words = {"template": "none", "margin": 5.0, "output_folder": tmp_path / "n"}
-    with pytest.raises(UsageError, match="No question tells a neighbour apart by 5 nats"):
+    with pytest.raises(UsageError, match="No question of --curriculum tells a neighbour apart by 5 nats"):
         find_neighbours(model_folder, forget=FORGET, retain=RETAIN, **words)
     with pytest.raises(UsageError, match=r"has no neighbours\.json"):
         read_neighbours(tmp_path / "n", {"forget": read_records(FORGET, name="forget")})

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import contrast, output
 from expunge.collate import Encoding
-from expunge.contrast import CONTRAST, TEMPLATES, Draft
+from expunge.contrast import CONTRAST, GENERATED, TEMPLATES, Draft
 from expunge.derived import Means
 from expunge.environment import installed
 from expunge.errors import UsageError
@@ -49,7 +49,9 @@ class NeighbourOptions:
         margin: How much likelier the model must find the right answer than the wrong one, before unlearning,
             for a question to be kept: nats per token.
         probes: Share of the neighbours that are measured only: no question about them is trained on.
-        templates: Names of `contrast.TEMPLATES`.
+        templates: Names of `contrast.TEMPLATES`: the kinds of question that are asked.
+        curriculum: Those of them that are trained on, where a neighbour is not measured. Other forms teach
+            their form, at the cost of the neighbours themselves (docs/neighbours.md).
         generator: A model that writes a question about each pair besides; None: templates alone.
         seed: Of what the generator samples.
         template: As in training.
@@ -65,6 +67,7 @@ class NeighbourOptions:
     margin: float = 0.2
     probes: float = 0.5
     templates: Sequence[str] = tuple(TEMPLATES)
+    curriculum: Sequence[str] = ("direct", GENERATED)
     generator: str | Path | None = None
     seed: int = 0
     template: Literal["auto", "chat", "none"] = "auto"
@@ -93,14 +96,21 @@ class NeighbourOptions:
             raise UsageError(f"--margin must be at least 0 nats per token; got {self.margin}.")
         if not 0 <= self.probes < 1:
             raise UsageError(f"--probes must be a share from 0 to below 1; got {self.probes}.")
-        for name in self.templates:
-            if name not in TEMPLATES:
-                raise UsageError(
-                    f"--templates must be some of {', '.join(TEMPLATES)}; got {name!r}. "
-                    f"{nearest(name, TEMPLATES)}"
-                )
+        known = {"templates": [*TEMPLATES], "curriculum": [*TEMPLATES, GENERATED]}
+        for flag, names in known.items():
+            for name in getattr(self, flag):
+                if name not in names:
+                    raise UsageError(
+                        f"--{flag} must be some of {', '.join(names)}; got {name!r}. {nearest(name, names)}"
+                    )
         if not (self.templates or self.generator):
             raise UsageError("--templates must name at least one template when there is no --generator.")
+        asked = [*self.templates, *([GENERATED] if self.generator else [])]
+        if not set(self.curriculum) & set(asked):
+            raise UsageError(
+                f"--curriculum must name some of the questions that are asked ({', '.join(asked)}); "
+                f"got {', '.join(self.curriculum) or 'none'}. Name one of them, or more --templates."
+            )
 
     @property
     def candidates(self) -> int:
@@ -187,15 +197,7 @@ def find_neighbours(
         kept = contrast.discriminable(drafts, reader, means, chosen.margin)
         advance(3, "")
     probed = _probed(kept, chosen.probes)
-    rows: dict[str, list[dict[str, Any]]] = {CURRICULUM: [], PROBES: []}
-    for draft, margin in kept:
-        side = PROBES if draft.pair.retain in probed else CURRICULUM
-        rows[side].append(_row(draft, margin, sets["retain"]))
-    if not rows[CURRICULUM]:
-        raise UsageError(
-            f"No question tells a neighbour apart by {chosen.margin:g} nats per token: the model does not "
-            "know these records well enough. Give a smaller --margin, a larger --k, or fewer --probes."
-        )
+    rows = _sides(kept, probed, sets["retain"], chosen)
     record = NeighboursRecord(
         expunge_version=installed("expunge") or "0",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -312,6 +314,29 @@ def _probed(kept: Sequence[tuple[Draft, float]], share: float) -> set[int]:
     return {row for i, row in enumerate(rows) if int((i + 1) * share) > int(i * share)}
 
 
+def _sides(
+    kept: Sequence[tuple[Draft, float]], probed: set[int], retain: Records, options: NeighbourOptions
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows to train on and rows to measure.
+
+    Raises:
+        UsageError: There is nothing to train on.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {CURRICULUM: [], PROBES: []}
+    for draft, margin in kept:
+        if draft.pair.retain in probed:
+            rows[PROBES].append(_row(draft, margin, retain))
+        elif draft.template in options.curriculum:
+            rows[CURRICULUM].append(_row(draft, margin, retain))
+    if not rows[CURRICULUM]:
+        raise UsageError(
+            f"No question of --curriculum tells a neighbour apart by {options.margin:g} nats per token: the "
+            "model does not know these records well enough. Give a smaller --margin, a larger --k, or fewer "
+            "--probes."
+        )
+    return rows
+
+
 def _counts(
     pairs: Sequence[Pair], drafts: Sequence[Draft], kept: Sequence[tuple[Draft, float]], forget: int
 ) -> dict[str, Any]:
@@ -326,7 +351,12 @@ def _counts(
 def _settings(options: NeighbourOptions) -> dict[str, Any]:
     names = ("k", "margin", "probes", "seed", "template")
     generator = str(options.generator) if options.generator else None
-    more = {"pool": options.candidates, "templates": list(options.templates), "generator": generator}
+    more = {
+        "pool": options.candidates,
+        "templates": list(options.templates),
+        "curriculum": list(options.curriculum),
+        "generator": generator,
+    }
     return {name: getattr(options, name) for name in names} | more
 
 

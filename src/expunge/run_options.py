@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from expunge import output, ranks
 from expunge.benchmarks.benchmark import Benchmark
@@ -21,7 +21,19 @@ Kind = Literal["run", "finetune", "evaluate", "demo"]
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class VerbOptions:
+    """Options of a verb, which come in one mapping with the settings of what it runs."""
+
+    @classmethod
+    def take(cls, settings: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Split options of the verb from the rest."""
+        mine = {f.name for f in dataclasses.fields(cls)}
+        rest = {k: v for k, v in settings.items() if k not in mine}
+        return cls(**{k: v for k, v in settings.items() if k in mine}), rest
+
+
+@dataclass(frozen=True)
+class RunOptions(VerbOptions):
     """Options of a verb that are not settings of the training.
 
     Args:
@@ -72,14 +84,6 @@ class RunOptions:
     source: str | None = None
     notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)
-
-    @classmethod
-    def take(cls, settings: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
-        """Split options of the verb from the rest."""
-        mine = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in settings.items() if k in mine}), {
-            k: v for k, v in settings.items() if k not in mine
-        }
 
 
 def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:

@@ -5,7 +5,6 @@ The one place where a comparison knows benchmarks by name.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from expunge.comparison_record import Axis, Better
 from expunge.errors import UsageError
 from expunge.progress import Reporter, Silent
 from expunge.records import Records
-from expunge.run_options import RunOptions
+from expunge.run_options import RunOptions, VerbOptions
 from expunge.settings import nearest
 
 OTHER_WAY = {"nll", "truth_ratio", "forget_quality", "membership_score"}
@@ -32,7 +31,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {"lume": {"template": "none"}}
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(VerbOptions):
     """Options of a comparison that are not settings of its trials.
 
     Args:
@@ -73,14 +72,6 @@ class CompareOptions:
     prompt_field: str | None = None
     response_field: str | None = None
     reporter: Reporter = field(default_factory=Silent)
-
-    @classmethod
-    def take(cls, settings: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, Any]]:
-        """Split options of the comparison from settings of its trials."""
-        mine = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in settings.items() if k in mine}), {
-            k: v for k, v in settings.items() if k not in mine
-        }
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from expunge import api
 from expunge.errors import UsageError
 from expunge.progress import Reporter, Silent
+from expunge.run_options import VerbOptions
 
 SECONDS: Final = 120.0
 """That an attack may take on one model, where nothing else is said."""
 
 
 @dataclass(frozen=True)
-class AuditOptions:
+class AuditOptions(VerbOptions):
     """Options of an audit that are not settings of how records are read.
 
     Args:
@@ -51,12 +50,4 @@ class AuditOptions:
             raise UsageError(
                 f"--seconds must be positive; got {self.seconds:g}. Give more, or leave it out ({SECONDS:g})."
             )
-
-    @classmethod
-    def take(cls, settings: Mapping[str, Any]) -> tuple[AuditOptions, dict[str, Any]]:
-        """Split options of the audit from the rest."""
-        mine = {f.name for f in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {
-            k: float(v) if k == "seconds" else v for k, v in settings.items() if k in mine
-        }
-        return cls(**chosen), {k: v for k, v in settings.items() if k not in mine}
+        object.__setattr__(self, "seconds", float(self.seconds))  # 75 and 75.0 are one configuration

@@ -27,6 +27,9 @@ class Search:
     templates: Annotated[str, Parameter(help="Kinds of question, with commas between.")] = (
         "direct,choice,correction,aside,verify"
     )
+    curriculum: Annotated[str, Parameter(help="Kinds of question that are trained on, of those asked.")] = (
+        "direct,generated"
+    )
     generator: Annotated[
         str | None, Parameter(help="A model that writes questions besides the templates.")
     ] = None
@@ -57,7 +60,8 @@ def neighbours(
         forget=forget,
         retain=retain,
         output_folder=output,
-        **vars(search) | {"templates": tuple(inputs.listed(search.templates))},
+        **vars(search)
+        | {name: tuple(inputs.listed(vars(search)[name])) for name in ("templates", "curriculum")},
         template=reading.template or "auto",
         seed=reading.seed or 0,
         **reading.fields,
