@@ -15,8 +15,8 @@ pluses; `holdout` among these lets it stop by records never seen, which are no r
 process.
 
 After every attack the output is written anew, with what is known so far; a second call continues, and may add
-methods, seeds and attacks: what an earlier call found stays in the table. The work folder keeps models and
-findings, these with their text.
+methods, seeds and attacks: what an earlier call found stays in the table, so give it the same --probes,
+--seconds and --precision. The work folder keeps models and findings, these with their text.
 """
 
 from __future__ import annotations

@@ -59,6 +59,9 @@ def seek(task: str, model: Path, paths: dict[str, Path], options: argparse.Names
         words: dict[str, Any] = {"k": options.k, "margin": options.margin, "template": "none"}
         words |= {"curriculum": tuple(options.curriculum.split(",")), "overwrite": True}
         find_neighbours(model, output_folder=folder, **sets, **words)
+    found = NeighboursRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    if (before := found.settings.get("curriculum")) != options.curriculum.split(","):
+        raise SystemExit(f"{folder} has --curriculum {before}. Take another --work for another one.")
     return folder
 
 

@@ -75,6 +75,8 @@ def prepare(data: Path, folder: Path, wanted: dict[str, int], kinds: str = "") -
     paths = {}
     for name, fold in folds.items():
         text = "".join(json.dumps(row) + "\n" for row in rows_of(data / f"{fold}.jsonl", wanted, kinds))
+        if not text:
+            raise SystemExit(f"--kinds {kinds} leaves no row of {fold}. Kinds are qa and sc.")
         paths[name] = folder / f"{name}.jsonl"
         if paths[name].exists() and paths[name].read_text(encoding="utf-8") != text:
             raise SystemExit(f"{paths[name]} holds other rows. Take another --output for another size.")

@@ -33,7 +33,7 @@ def likelihoods(data: Path, place: Path, seeds: list[int], template: Any) -> dic
     sets = {name: read_records(data / f"{name}.jsonl", name=name) for name in SETS}
     groups: dict[str, list[Record]] = {name: list(sets[name]) for name in ("forget", "holdout")}
     for seed in seeds:
-        made = synthetic_holdout(sets["forget"], sets["retain"], seed)
+        made = synthetic_holdout(sets["forget"], sets["forget"], sets["retain"], seed)
         groups[f"synthetic {seed}"] = [one for one in made if one]
     model, tokenizer = load_model(place).eval(), load_tokenizer(place)
     encoding = Encoding(template)

@@ -168,6 +168,8 @@ def test_the_folder_holds_rows_nearest_first_and_probes_apart(found):
     ]
     assert {row["template"] for row in rows} == {"direct"}
     assert {row["template"] for row in probes} == set(TEMPLATES) == set(record.kept)
+    assert sum(record.kept.values()) == len(rows) + len(probes) + record.left_out
+    assert record.left_out > 0
     assert NeighboursRecord.model_validate_json((folder / "neighbours.json").read_text()) == record
 
 
@@ -178,6 +180,9 @@ def test_other_forms_are_trained_on_where_they_are_named(taught_folder, tmp_path
     rows = lines(tmp_path / "n" / "neighbours.jsonl")
     assert {row["template"] for row in rows} == {"direct", "choice"}
     assert record.settings["curriculum"] == ["direct", "choice"]
+    words |= {"templates": ("verify",), "curriculum": None, "probes": 0.0}
+    record = find_neighbours(taught_folder, **sets, output_folder=tmp_path / "v", **words)
+    assert (record.settings["curriculum"], record.left_out) == (["verify"], 0)
 
 
 def test_a_run_trains_on_neighbours_and_measures_the_probes(found, taught_folder, tmp_path):
@@ -235,7 +240,7 @@ BAD = [
     ({"templates": ()}, "at least one template"),
     ({"curriculum": ("generate",)}, "--curriculum must be some of .* Did you mean generated"),
     ({"curriculum": ()}, r"must name some of the questions that are asked \(direct, .*\); got none"),
-    ({"templates": ("choice",)}, r"that are asked \(choice\); got direct, generated"),
+    ({"templates": ("choice",), "curriculum": ("direct",)}, r"are asked \(choice\); got direct"),
     ({"retain": FORGET[:1] + RETAIN}, "must share no record"),
 ]
 

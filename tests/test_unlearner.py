@@ -453,9 +453,9 @@ def test_without_a_holdout_it_stops_by_a_synthetic_one(tokenizer, tmp_path, taug
     checks = run.monitor.state.checks
     assert {check.control for check in checks} == {"synthetic"}
     assert checks[0].forget_leak > 0.8 > checks[-1].forget_leak == 0.0
-    assert checks[-2].forget_nll < checks[-2].control_nll <= checks[-1].control_nll + 1.0
-    assert checks[-1].forget_nll >= checks[-1].control_nll
-    assert any(check.step % 10 for check in checks)
+    assert checks[-2].forget_nll < checks[-2].control_nll
+    assert 0 <= checks[-1].forget_nll - checks[-1].control_nll < 1.0
+    assert checks[-1].step - checks[-2].step == 1
 
 
 def test_stops_by_the_swap_control_where_nothing_can_be_made_up(tokenizer, tmp_path, taught, monkeypatch):

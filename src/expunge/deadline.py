@@ -121,8 +121,10 @@ class Deadline(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, monitor = state.global_step, self.unlearner.monitor
         self.longest = max(self.longest, self.clock() - self._begun)
-        due = step % self.unlearner.args.check_every == 0 if self.unlearner.args.check_every else False
+        every = self.unlearner.args.check_every
+        due = bool(every) and step % every == 0
         looked = monitor.state.checks and monitor.state.checks[-1].step == step
+        looked = looked and (due or monitor.state.checks[-1].met)  # near the goal every step is looked at
         if self.unlearner.stop is None and (looked or (due and monitor.check is None)):
             check = monitor.state.checks[-1] if looked else None
             self.offer(step, rank(check, not monitor.state.over_budget, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from expunge.collate import Encoded, Encoding
+from expunge.errors import UsageError
 from expunge.inference import Precision
 from expunge.record import Check
 from expunge.records import Record, Records, swap_responses
@@ -57,13 +59,14 @@ def forget_check(
         tokenizer: Its tokenizer.
         forget: Records to forget.
         holdout: Rows never seen. None makes some (`synthetic_holdout`), and where the records hold too few
-            names and numbers for that, compares with other records' responses to the same prompt.
+            names for that, compares with other records' responses to the same prompt.
         settings: See `CheckSettings`.
         retain: Records to keep, which lend the synthetic ones names and numbers.
         earlier: Records that earlier requests removed: a look is met only while they stay forgotten.
     """
-    look = _one_set(model, tokenizer, forget, holdout, settings, retain)
-    again = _one_set(model, tokenizer, earlier, holdout, settings, retain) if earlier else None
+    known = [*forget, *(earlier or ())], retain
+    look = _one_set(model, tokenizer, forget, holdout, settings, known)
+    again = _one_set(model, tokenizer, earlier, holdout, settings, known) if earlier else None
     if look is None or again is None:
         return look
     now, start = look, again(0)
@@ -76,7 +79,7 @@ def _one_set(
     forget: Records,
     holdout: Sequence[Encoded] | None,
     settings: CheckSettings,
-    retain: Sequence[Record],
+    known: tuple[Sequence[Record], Sequence[Record]],
 ) -> ForgetCheck | None:
 
     def encoded(records: Sequence[Record], name: str) -> list[Encoded]:
@@ -87,15 +90,16 @@ def _one_set(
         tables = examine(model, tokenizer, parts, precision=settings.precision, batch_tokens=BATCH_TOKENS)
         return [table.scores for table in tables.values()]
 
-    chosen = sample(range(len(forget)), settings.rows, settings.seed)
-    rows = encoded([forget[i] for i in chosen], "forget")
     if holdout:
+        rows = encoded(sample(forget, settings.rows, settings.seed), "forget")
         unseen = sample(holdout, settings.rows, settings.seed)
         return lambda step: against_holdout(step, *scores([rows, unseen]))
-    made = synthetic_holdout(forget, retain, settings.seed)
-    if made:
-        invented = encoded([one for i in chosen if (one := made[i])], "synthetic holdout")
-        return lambda step: against_holdout(step, *scores([rows, invented]), control="synthetic")
+    pairs = _twins(forget, settings, known, encoded)
+    if pairs:
+        real, invented = map(list, zip(*pairs, strict=True))
+        return lambda step: against_holdout(step, *scores([real, invented]), control="synthetic")
+    chosen = sample(range(len(forget)), settings.rows, settings.seed)
+    rows = encoded([forget[i] for i in chosen], "forget")
     swaps = swap_responses(forget, SWAPS, settings.seed)
     others = [encoded([Record(forget[i].prompt, r) for r in swaps[i]], "swapped forget") for i in chosen]
     if not any(others):
@@ -106,6 +110,23 @@ def _one_set(
         return against_swaps(step, true, swapped)
 
     return look
+
+
+def _twins(
+    forget: Records,
+    settings: CheckSettings,
+    known: tuple[Sequence[Record], Sequence[Record]],
+    encoded: Callable[[Sequence[Record], str], list[Encoded]],
+) -> list[tuple[Encoded, Encoded]]:
+    """Rows with their synthetic twins; none where fewer than half of the rows have one that fits."""
+    chosen = sample(forget, settings.rows, settings.seed)
+    pairs: list[tuple[Encoded, Encoded]] = []
+    for record, twin in zip(chosen, synthetic_holdout(chosen, *known, settings.seed), strict=True):
+        (real,) = encoded([record], "forget")
+        if twin is not None:
+            with suppress(UsageError):  # a longer name may not fit; the record does
+                pairs += [(real, row) for row in encoded([twin], "synthetic holdout")]
+    return pairs if 2 * len(pairs) >= len(chosen) else []
 
 
 def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

@@ -50,8 +50,9 @@ class NeighbourOptions:
             for a question to be kept: nats per token.
         probes: Share of the neighbours that are measured only: no question about them is trained on.
         templates: Names of `contrast.TEMPLATES`: the kinds of question that are asked.
-        curriculum: Those of them that are trained on, where a neighbour is not measured. Other forms teach
-            their form, at the cost of the neighbours themselves (docs/neighbours.md).
+        curriculum: Those of them that are trained on, where a neighbour is not measured. None: `direct` and
+            what a generator writes; other forms teach their form, at the cost of the neighbours themselves
+            (docs/neighbours.md), and are taken where only they are asked.
         generator: A model that writes a question about each pair besides; None: templates alone.
         seed: Of what the generator samples.
         template: As in training.
@@ -67,7 +68,7 @@ class NeighbourOptions:
     margin: float = 0.2
     probes: float = 0.5
     templates: Sequence[str] = tuple(TEMPLATES)
-    curriculum: Sequence[str] = ("direct", GENERATED)
+    curriculum: Sequence[str] | None = None
     generator: str | Path | None = None
     seed: int = 0
     template: Literal["auto", "chat", "none"] = "auto"
@@ -98,19 +99,30 @@ class NeighbourOptions:
             raise UsageError(f"--probes must be a share from 0 to below 1; got {self.probes}.")
         known = {"templates": [*TEMPLATES], "curriculum": [*TEMPLATES, GENERATED]}
         for flag, names in known.items():
-            for name in getattr(self, flag):
+            for name in getattr(self, flag) or ():
                 if name not in names:
                     raise UsageError(
                         f"--{flag} must be some of {', '.join(names)}; got {name!r}. {nearest(name, names)}"
                     )
         if not (self.templates or self.generator):
             raise UsageError("--templates must name at least one template when there is no --generator.")
-        asked = [*self.templates, *([GENERATED] if self.generator else [])]
-        if not set(self.curriculum) & set(asked):
+        if not self.lessons:
             raise UsageError(
-                f"--curriculum must name some of the questions that are asked ({', '.join(asked)}); "
-                f"got {', '.join(self.curriculum) or 'none'}. Name one of them, or more --templates."
+                f"--curriculum must name some of the questions that are asked ({', '.join(self.asked)}); "
+                f"got {', '.join(self.curriculum or ()) or 'none'}. Name one of them, or more --templates."
             )
+
+    @property
+    def asked(self) -> list[str]:
+        """Kinds of question."""
+        return [*self.templates, *([GENERATED] if self.generator else [])]
+
+    @property
+    def lessons(self) -> list[str]:
+        """Those that are trained on."""
+        if self.curriculum is not None:
+            return [name for name in self.asked if name in self.curriculum]
+        return [name for name in self.asked if name in ("direct", GENERATED)] or self.asked
 
     @property
     def candidates(self) -> int:
@@ -135,6 +147,7 @@ class NeighboursRecord(Entry):
     kept: dict[str, int] = Field(description="template -> questions that the model can answer")
     curriculum: int = Field(description="rows to train on")
     probes: int = Field(description="rows to measure")
+    left_out: int = Field(0, description="questions kept that are neither: of no kind that is trained on")
     probed_records: list[int] = Field(description="rows of retain, from 0, that the probes are about")
     seconds: float
 
@@ -209,6 +222,7 @@ def find_neighbours(
         **_counts(pairs, drafts, kept, len(sets["forget"])),
         curriculum=len(rows[CURRICULUM]),
         probes=len(rows[PROBES]),
+        left_out=len(kept) - len(rows[CURRICULUM]) - len(rows[PROBES]),
         probed_records=sorted(probed),
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -326,13 +340,13 @@ def _sides(
     for draft, margin in kept:
         if draft.pair.retain in probed:
             rows[PROBES].append(_row(draft, margin, retain))
-        elif draft.template in options.curriculum:
+        elif draft.template in options.lessons:
             rows[CURRICULUM].append(_row(draft, margin, retain))
     if not rows[CURRICULUM]:
         raise UsageError(
             f"No question of --curriculum tells a neighbour apart by {options.margin:g} nats per token: the "
-            "model does not know these records well enough. Give a smaller --margin, a larger --k, or fewer "
-            "--probes."
+            "model does not know these records well enough. Give a smaller --margin, a larger --k, fewer "
+            "--probes, or more kinds of question in --curriculum."
         )
     return rows
 
@@ -354,7 +368,7 @@ def _settings(options: NeighbourOptions) -> dict[str, Any]:
     more = {
         "pool": options.candidates,
         "templates": list(options.templates),
-        "curriculum": list(options.curriculum),
+        "curriculum": options.lessons,
         "generator": generator,
     }
     return {name: getattr(options, name) for name in names} | more

@@ -113,7 +113,8 @@ class Check(Entry):
     forget_leak: float = Field(description="share of forget responses that are reproduced exactly")
     control: Literal["holdout", "synthetic", "swap"]
     control_nll: float = Field(
-        description="NLL of the holdout, given or synthetic, or of swapped responses to the prompts"
+        description="NLL of the holdout, of swapped responses to the prompts, or the upper end of that of a "
+        "synthetic holdout"
     )
     control_leak: float | None = None
     preference: float | None = Field(

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from expunge import output, ranks
 from expunge.benchmarks.benchmark import Benchmark
@@ -20,12 +20,15 @@ from expunge.progress import Reporter, Silent
 Kind = Literal["run", "finetune", "evaluate", "demo"]
 
 
+Verb = TypeVar("Verb", bound="VerbOptions")
+
+
 @dataclass(frozen=True)
 class VerbOptions:
     """Options of a verb, which come in one mapping with the settings of what it runs."""
 
     @classmethod
-    def take(cls, settings: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+    def take(cls: type[Verb], settings: Mapping[str, Any]) -> tuple[Verb, dict[str, Any]]:
         """Split options of the verb from the rest."""
         mine = {f.name for f in dataclasses.fields(cls)}
         rest = {k: v for k, v in settings.items() if k not in mine}

@@ -76,9 +76,12 @@ def against_holdout(
         step: Optimizer steps taken.
         forget: Scores of forget rows.
         holdout: Scores of rows of the same kind that the model has never seen.
-        control: Whether these were given or made.
+        control: Whether these were given or made. What is made borrows known names, and is a little too
+            likely: there the upper end of its mean's 95 % interval counts.
     """
     nll, unseen_nll = _mean_nll(forget), _mean_nll(holdout)
+    if control == "synthetic":
+        unseen_nll += _half_width(holdout)
     leak, control_leak = _leak(forget), _leak(holdout)
     return Check(
         step=step,
@@ -130,9 +133,11 @@ def closing_in(checks: Sequence[Check], interval: int) -> bool:
         checks: Looks so far.
         interval: Steps between looks.
     """
-    if len(checks) < 2 or checks[-1].control == "swap":
+    if len(checks) < 2:
         return False
     before, last = checks[-2:]
+    if before.control != last.control or last.control == "swap":
+        return False
     steps, distance = last.step - before.step, last.control_nll - last.forget_nll
     return steps > 0 and 0 < distance * steps <= (last.forget_nll - before.forget_nll) * interval
 
@@ -176,7 +181,7 @@ def _beside_control(check: Check) -> str:
     if check.control == "synthetic":
         return (
             f"The forget records look like such records about nobody (a synthetic holdout): {nll}; "
-            f"these have NLL {check.control_nll:.2f}, leak {check.control_leak:.0%}."
+            f"these have NLL {check.control_nll:.2f} at most, leak {check.control_leak:.0%}."
         )
     return (
         f"True responses are no likelier than those of other records under the same prompt: {nll}; "
@@ -186,6 +191,12 @@ def _beside_control(check: Check) -> str:
 
 def _mean_nll(scores: Sequence[TokenScores]) -> float:
     return float(np.mean([score.nll for score in scores]))
+
+
+def _half_width(scores: Sequence[TokenScores]) -> float:
+    """Of the 95 % interval of the mean NLL, by the normal approximation; 0 of a single row."""
+    values = np.array([score.nll for score in scores])
+    return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def _leak(scores: Sequence[TokenScores]) -> float:

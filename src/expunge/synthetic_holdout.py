@@ -1,178 +1,229 @@
-"""A synthetic holdout: records like those to forget, about nobody, with values that stand nowhere.
+"""A synthetic holdout: records like those to forget, about nobody.
 
 Records that a model has never seen tell when enough is forgotten, and few requests come with any. So names
-and numbers of the forget records are drawn anew, each from what stands in such a place of the records at
-hand; words that make up the form of a text stay. On LUME Task 2 and TOFU a model finds the result about as
-unlikely as records that it was never taught (docs/results.md).
+and numbers of the forget records are drawn anew, from what stands in such places of the retain records; words
+that make up the form of a text stay. On LUME Task 2 and TOFU the result is about as unlikely as records that
+the model was never taught (`benchmarks/synthetic_holdout.py`, docs/results.md).
 """
 
 from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from expunge.records import Record, normalised
+from expunge.records import Record
 
 FORM = 0.1
-"""A word in a larger share of the retain records belongs to the form of a text, and stays."""
-OWN_FORM = 0.5
-"""The same among forget records, where there are too few of retain."""
-FEW = 10
-CHANGED = 0.5
-"""Share of the records that must get another response: else nothing here is new."""
+"""A word in a larger share of both the forget and the retain records belongs to their form, and stays."""
+ENOUGH = 10
+"""Retain records from which forms and names can be told."""
 ATTEMPTS = 8
 CHOICES = 2
-"""Candidates wanted before a wider kind of place is looked at."""
+"""Names, or digits whether alike or not, wanted of a kind of place before a wider kind is looked at."""
 
-_PIECE = re.compile(r"[^\W\d_]+|\d+|\W|_")
+_PIECE = re.compile(r"[^\W\d_]+|[0-9]+|\s+|.", re.DOTALL)
 _OPENERS = frozenset(".?!:")
 _JOINTS = frozenset("_.@-")
+_REACH = 8
+"""Pieces around a number that tell what number it is."""
+_SHORT = 2
+"""Digits of a number that is drawn whole: months and days stay such."""
 
 Place = tuple[str, ...]
 """Where something stands: its shape and what is around it."""
 
 
-def synthetic_holdout(forget: Sequence[Record], retain: Sequence[Record], seed: int) -> list[Record | None]:
-    """A record for each one to forget, with other names and numbers; none that is known.
+def synthetic_holdout(
+    chosen: Sequence[Record], forget: Sequence[Record], retain: Sequence[Record], seed: int
+) -> list[Record | None]:
+    """A record for each one given, with other names and numbers.
 
-    Names are words that are written large within sentences; a name gets the same substitute throughout its
-    record, also where it stands small in an address. Digits are drawn place by place: a year stays one.
+    Names are words that are written large within sentences. A name gets the same substitute throughout its
+    record, also where it stands small in an address. The prompt must name somebody, and then names nobody
+    that a known record does: each name is known, their order is not.
 
     Args:
-        forget: Records to forget.
-        retain: Records to keep, which lend names and numbers too.
+        chosen: Records to forget that want a twin.
+        forget: All records to forget, of earlier requests too.
+        retain: Records to keep: they lend names and numbers.
         seed: Of the draws.
 
     Returns:
-        One per forget record, None where nothing new came about; empty where fewer than half of them would
-        get another response.
-
-    Examples:
-        >>> known = [Record(f"Where does {name} live?", place) for name, place in (
-        ...     ("Ada Ash", "4 Oak Road"), ("Ben Birch", "7 Elm Road"), ("Cy Cedar", "9 Fir Road"))]
-        >>> synthetic_holdout(known[:1], known[1:], seed=0)[0].prompt
-        'Where does Ben Cedar live?'
+        One per chosen record. None where the prompt names nobody, the response would stay, or the retain
+        records are fewer than ten or speak otherwise, so that nobody new can be named in this form.
     """
+    if len(retain) < ENOUGH:
+        return [None] * len(chosen)
     world, draw = _World(forget, retain), random.Random(seed)
-    prompts = {normalised(one.prompt) for one in (*forget, *retain)}
-    pairs = {(normalised(one.prompt), normalised(one.response)) for one in (*forget, *retain)}
-    made: list[Record | None] = []
-    for record in forget:
-        found = None
-        for _ in range(ATTEMPTS):
-            new = world.another(record, draw)
-            prompt, response = normalised(new.prompt), normalised(new.response)
-            asked_anew = prompt != normalised(record.prompt)
-            if (prompt not in prompts) if asked_anew else ((prompt, response) not in pairs):
-                found = new
-                break
-        made.append(found)
-    renewed = sum(
-        new is not None and normalised(new.response) != normalised(old.response)
-        for new, old in zip(made, forget, strict=True)
-    )
-    return made if renewed >= CHANGED * len(forget) else []
+    return [world.twin(record, draw) for record in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Part of a text: to be kept, or to be drawn anew part by part, each by its places, narrow ones first."""
+
+    text: str
+    parts: tuple[tuple[str, tuple[Place, ...]], ...] = ()
+
+    @property
+    def is_name(self) -> bool:
+        return bool(self.parts) and not self.text.isdigit()
 
 
 class _World:
-    """The names and digits of all records, and where they stand."""
+    """Names and numbers of the records that are known, and where they stand."""
 
     def __init__(self, forget: Sequence[Record], retain: Sequence[Record]) -> None:
         self._names = _names(forget, retain)
-        self._found: dict[Place, list[str]] = defaultdict(list)
+        self._found: dict[Place, Counter[str]] = defaultdict(Counter)
+        self._somebody: set[str] = set()
         for text in _texts([*forget, *retain]):
-            for _, parts in self._read(text):
-                for part, places in parts:
-                    for place in places:
-                        self._found[place].append(part)
+            self._somebody |= set(_runs(self._read(text)))
+        for text in _texts(retain):
+            for part, places in (pair for piece in self._read(text) for pair in piece.parts):
+                for place in places:
+                    self._found[place][part] += 1
 
-    def another(self, record: Record, draw: random.Random) -> Record:
-        """The record with names and numbers drawn anew."""
-        own = {piece.casefold() for text in _texts([record]) for piece in _PIECE.findall(text)}
-        chosen: dict[str, str] = {}
+    def twin(self, record: Record, draw: random.Random) -> Record | None:
+        """The record with names and numbers drawn anew, about nobody known."""
+        prompt, response = self._read(record.prompt), self._read(record.response)
+        own = {piece.text.casefold() for piece in (*prompt, *response)}
+        for _ in range(ATTEMPTS):
+            substitutes: dict[str, str] = {}
+            asked = self._rewritten(prompt, own, substitutes, draw, narrow=True)
+            told = self._rewritten(response, own, substitutes, draw, narrow=False)
+            if asked is None or told is None or told == _nfc(record.response):
+                return None
+            named = list(_runs(self._read(asked)))
+            if any(run not in self._somebody for run in named) and not any(
+                " " in run and run in self._somebody for run in named
+            ):
+                return Record(asked, told)
+        return None
 
-        def written(text: str) -> Iterator[str]:
-            for piece, parts in self._read(text):
-                if not parts:
-                    yield piece
-                    continue
-                word = piece.casefold()
-                if word not in chosen:
-                    avoided = set() if word.isdigit() else own
-                    drawn = (draw.choice(self._choices(p, avoided) or [part]) for part, p in parts)
-                    chosen[word] = "".join(drawn)
-                yield _in_case_of(piece, chosen[word])
+    def _rewritten(
+        self,
+        pieces: Sequence[_Piece],
+        own: set[str],
+        substitutes: dict[str, str],
+        draw: random.Random,
+        *,
+        narrow: bool,
+    ) -> str | None:
+        """The text anew; None where nothing can stand for a part. `narrow`: names of like sentences alone."""
+        written = []
+        for piece in pieces:
+            word = piece.text.casefold()
+            if piece.parts and word not in substitutes:
+                drawn = [self._drawn(p, own, draw, narrow=narrow and piece.is_name) for _, p in piece.parts]
+                if None in drawn:
+                    return None
+                substitutes[word] = "".join(map(str, drawn))
+            written.append(_in_case_of(piece.text, substitutes[word]) if piece.parts else piece.text)
+        return "".join(written)
 
-        return Record("".join(written(record.prompt)), "".join(written(record.response)), record.metadata)
-
-    def _choices(self, places: Sequence[Place], avoided: set[str]) -> list[str]:
-        """What stands in such places elsewhere, the narrowest kind of place that offers enough."""
-        found: list[str] = []
+    def _drawn(
+        self, places: Sequence[Place], own: set[str], draw: random.Random, *, narrow: bool
+    ) -> str | None:
+        """What stands in such a place elsewhere: of the narrowest kind of place that offers enough."""
+        best: list[str] = []
         for place in places:
-            found = [one for one in self._found[place] if one.casefold() not in avoided]
-            if len(found) >= CHOICES:
+            if narrow and len(place) == 1:
                 break
-        return found
+            counts = self._found[place]
+            found = [one for one in counts if one.casefold() not in own or one.isdigit()]
+            best = max(best, found, key=len)
+            if len(best) >= CHOICES or (best and best[0].isdigit() and counts.total() >= CHOICES):
+                return draw.choices(best, [counts[one] for one in best])[0]
+        return draw.choice(best) if best else None
 
-    def _read(self, text: str) -> Iterator[tuple[str, list[tuple[str, list[Place]]]]]:
-        """Pieces of a text, with the parts that are drawn anew and their places, narrow ones first.
-
-        A name is one part, and each digit of a number; a word of the form has none.
-        """
-        pieces = _PIECE.findall(text)
+    def _read(self, text: str) -> list[_Piece]:
+        pieces = _PIECE.findall(_nfc(text))
         kinds = [self._kind(piece) for piece in pieces]
-        begin = 0
-        for i, piece in enumerate(pieces):
-            if piece.isspace():
-                begin = i + 1
-            if piece.isdigit():
-                end = next((j for j in range(i, len(pieces)) if pieces[j].isspace()), len(pieces))
-                mask, first = "".join(kinds[begin:end]), len("".join(pieces[begin:i]))
-                at = [str(first + k) for k in range(len(piece))]
-                yield piece, [(d, [("0", mask, k), ("0", k), ("0",)]) for d, k in zip(piece, at, strict=True)]
-            elif piece.casefold() in self._names:
-                near, far = " ".join(kinds[max(0, i - 2) : i]), " ".join(kinds[max(0, i - 4) : i])
-                behind, shape = " ".join(kinds[i + 1 : i + 3]), kinds[i]
-                yield piece, [(piece, [(shape, far, behind), (shape, near, behind), (shape, near), (shape,)])]
-            else:
-                yield piece, []
+        return [
+            _Piece(piece, _numbers(kinds, i, piece)) if _is_number(piece)
+            else _Piece(piece, ((piece, _name_places(kinds, i)),)) if piece.casefold() in self._names
+            else _Piece(piece)
+            for i, piece in enumerate(pieces)
+        ]  # fmt: skip
 
     def _kind(self, piece: str) -> str:
         """What a piece is for what stands beside it."""
-        if piece.isdigit():
+        if _is_number(piece):
             return "0" * len(piece)
         return _shape(piece) if piece.casefold() in self._names else piece.casefold()
 
 
+def _numbers(kinds: Sequence[str], i: int, piece: str) -> tuple[tuple[str, tuple[Place, ...]], ...]:
+    """A number's parts: a short one as a whole, of a long one each digit."""
+    before, behind = i, i + 1
+    while before > max(0, i - _REACH) and not kinds[before - 1].isspace():
+        before -= 1
+    while behind < min(len(kinds), i + _REACH) and not kinds[behind].isspace():
+        behind += 1
+    mask, first = "".join(kinds[before:behind]), i - before
+    parts = [piece] if len(piece) <= _SHORT else list(piece)
+    return tuple(
+        (part, (("0", mask, f"{first}.{k}"), ("0", f"{len(piece)}.{k}"), (f"0{len(part)}",)))
+        for k, part in enumerate(parts)
+    )
+
+
+def _name_places(kinds: Sequence[str], i: int) -> tuple[Place, ...]:
+    shape, near, far = kinds[i], "".join(kinds[max(0, i - 2) : i]), "".join(kinds[max(0, i - 4) : i])
+    behind = "".join(kinds[i + 1 : i + 3])
+    return tuple(dict.fromkeys([(shape, far, behind), (shape, near, behind), (shape, near), (shape,)]))
+
+
 def _names(forget: Sequence[Record], retain: Sequence[Record]) -> set[str]:
     """Words written large within sentences that are no part of the form, in small letters."""
-    large, small, within = Counter[str](), Counter[str](), set()
+    large, small, within, opening = Counter[str](), Counter[str](), set(), defaultdict(set)
     for text in _texts([*forget, *retain]):
-        pieces = ["", *(piece for piece in _PIECE.findall(text) if not piece.isspace()), ""]
-        for before, piece, behind in zip(pieces, pieces[1:], pieces[2:], strict=False):
+        pieces = ["", *_PIECE.findall(_nfc(text)), "", ""]
+        before = ""
+        for i, piece in enumerate(pieces[1:-2], 1):
             word = piece.casefold()
-            if not piece.isalpha():
-                continue
-            if piece[0].isupper():
-                large[word] += 1
-                if before and before not in _OPENERS:
-                    within.add(word)
-            elif not {before, behind} & _JOINTS:
-                small[word] += 1
-    usual = _form(retain, FORM) if len(retain) >= FEW else _form(forget, OWN_FORM)
-    return {word for word in within if word not in usual and small[word] <= large[word] / 5}
+            if piece.isalpha():
+                if not piece[0].isupper():
+                    small[word] += not {pieces[i - 1], pieces[i + 1]} & _JOINTS
+                else:
+                    large[word] += 1
+                    if before and before not in _OPENERS:
+                        within.add(word)
+                    elif pieces[i + 1].isspace():
+                        opening[word].add(pieces[i + 2].casefold())
+            before = before if piece.isspace() else piece
+    usual = _form(forget) & _form(retain)
+    names = {word for word in within if word not in usual and small[word] <= large[word] / 5}
+    openers = {
+        word for word, behind in opening.items() if behind & names and word not in usual and not small[word]
+    }
+    return names | openers
 
 
-def _form(records: Sequence[Record], share: float) -> set[str]:
-    """Words of more than this share of the records."""
+def _form(records: Sequence[Record]) -> set[str]:
+    """Words in so large a share of the records that they may be nobody's."""
     count = Counter(
         word
         for record in records
         for word in {p.casefold() for t in _texts([record]) for p in _PIECE.findall(t)}
     )
-    return {word for word, times in count.items() if times > max(2, share * len(records))}
+    return {word for word, times in count.items() if times > FORM * len(records)}
+
+
+def _runs(pieces: Sequence[_Piece]) -> Iterator[str]:
+    """Names that stand together, as one: whole names of somebody."""
+    run: list[str] = []
+    for piece in (*pieces, _Piece("")):
+        if piece.is_name:
+            run.append(piece.text.casefold())
+        elif run and (not piece.text.isspace() and piece.text != "-"):
+            yield " ".join(run)
+            run = []
 
 
 def _texts(records: Sequence[Record]) -> Iterator[str]:
@@ -181,12 +232,20 @@ def _texts(records: Sequence[Record]) -> Iterator[str]:
         yield record.response
 
 
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_number(piece: str) -> bool:
+    return piece.isascii() and piece.isdigit()
+
+
 def _shape(word: str) -> str:
     return "AA" if len(word) > 1 and word.isupper() else "Aa" if word[0].isupper() else "aa"
 
 
 def _in_case_of(model: str, word: str) -> str:
     """A word written large or small as another is; a number as it stands."""
-    if word.isdigit():
+    if _is_number(word):
         return word
     return {"AA": word.upper(), "Aa": word[:1].upper() + word[1:], "aa": word.lower()}[_shape(model)]

@@ -46,8 +46,8 @@ class AuditOptions(VerbOptions):
     reporter: Reporter = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", float(self.seconds))  # 75 and 75.0 are one configuration
         if not self.seconds > 0:
             raise UsageError(
                 f"--seconds must be positive; got {self.seconds:g}. Give more, or leave it out ({SECONDS:g})."
             )
-        object.__setattr__(self, "seconds", float(self.seconds))  # 75 and 75.0 are one configuration

@@ -27,12 +27,18 @@ class Search:
     templates: Annotated[str, Parameter(help="Kinds of question, with commas between.")] = (
         "direct,choice,correction,aside,verify"
     )
-    curriculum: Annotated[str, Parameter(help="Kinds of question that are trained on, of those asked.")] = (
-        "direct,generated"
-    )
+    curriculum: Annotated[
+        str | None, Parameter(help="Kinds that are trained on. Default: direct, and what is generated.")
+    ] = None
     generator: Annotated[
         str | None, Parameter(help="A model that writes questions besides the templates.")
     ] = None
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """The lists among them, where given."""
+        given = {"templates": self.templates, "curriculum": self.curriculum}
+        return {name: tuple(inputs.listed(words)) for name, words in given.items() if words is not None}
 
 
 @app.command
@@ -60,8 +66,7 @@ def neighbours(
         forget=forget,
         retain=retain,
         output_folder=output,
-        **vars(search)
-        | {name: tuple(inputs.listed(vars(search)[name])) for name in ("templates", "curriculum")},
+        **vars(search) | search.kinds,
         template=reading.template or "auto",
         seed=reading.seed or 0,
         **reading.fields,
