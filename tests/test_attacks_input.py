@@ -288,6 +288,17 @@ def test_entities_are_replaced_by_type_and_the_main_one_stays():
 # --- the suffix search
 
 
+def test_a_suffix_found_by_search_passes_a_bias_and_one_that_is_not_does_not():
+    searched, drawn = (
+        GCG(steps=12, candidates=48, suffix=8),
+        GCG(steps=1, candidates=1, substitutes=1, suffix=8),
+    )
+    assert world.recovered(make_attack("prompt"), world.biased()) == 0
+    assert world.recovered(drawn, world.biased()) == 0
+    assert world.recovered(searched, world.biased()) >= 2
+    assert world.recovered(searched, world.never_knew()) == 0
+
+
 @pytest.fixture
 def search() -> _Search:
     target, probes = world.target(world.biased(4.0)), world.probes()

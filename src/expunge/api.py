@@ -59,7 +59,8 @@ def unlearn(
         tokenizer: Needed with a model in memory.
         forget: Records to remove: a path, a Hub id, or a list of `{"prompt": …, "response": …}`.
         retain: Records to keep.
-        holdout: Records of the same kind that the model has never seen, as a control.
+        holdout: Records of the same kind that the model has never seen, as a control. Without them the run
+            ends by synthetic ones (`synthetic_holdout`), and nothing is compared with records never seen.
         method: A name from `expunge list methods`, or a `Method`.
         **settings: Fields of `UnlearningArguments`, arguments of the recipe, and of `RunOptions`.
 

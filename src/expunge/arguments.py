@@ -41,8 +41,9 @@ class UnlearningArguments(TrainingArguments):
         template: `chat` applies the tokenizer's template, `none` joins prompt and response with a
             space, `auto` takes the template if there is one.
         max_length: Tokens per record at most; longer responses are cut. None: the model's context.
-        check_every: Optimizer steps between looks at whether the forget records are forgotten; 0 never looks.
-        check_rows: Forget (and holdout) rows per look, fixed for the run.
+        check_every: Optimizer steps between looks at whether the forget records are forgotten; near the goal
+            every step is looked at; 0 never looks.
+        check_rows: Forget rows per look, fixed for the run, and as many of the holdout, given or synthetic.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
         refresh_every: A method whose weights depend on gradients computes them every so many optimizer steps
