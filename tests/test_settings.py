@@ -1,4 +1,4 @@
-"""Settings without an output folder: nothing that is shared with other users is created."""
+"""Settings as words give them; without an output folder nothing that other users share is created."""
 
 from __future__ import annotations
 
@@ -55,3 +55,13 @@ def test_nothing_is_left_of_a_run_without_output(temporary, model, tokenizer):
     assert len(result.record.history) == 1
     gc.collect()
     assert list(temporary.iterdir()) == []
+
+
+def test_one_layer_may_be_named_like_several():
+    """`--set latent_layers=8` arrives as a number."""
+    for layers, wanted in ((8, (8,)), ("8,-1", (8, -1))):
+        latent = arguments({"latent_radius": 1, "latent_layers": layers}, RunOptions()).hardening.latent
+        assert latent is not None
+        assert latent.layers == wanted
+    with pytest.raises(UsageError, match="latent_layers must be"):
+        arguments({"latent_radius": 1, "latent_layers": [8]}, RunOptions())

@@ -221,7 +221,8 @@ def _private_folder(args: UnlearningArguments) -> str:
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)  # latent_layers=8
+        return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
