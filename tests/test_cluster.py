@@ -28,11 +28,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(command: list[str], folder: Path, **variables: str) -> None:
-    """Run to the end, with success."""
+def start(command: list[str], folder: Path, **variables: str) -> str:
+    """Run to the end, with success; what it says."""
     process = begin(command, folder, **variables)
-    _, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr[-3000:]
+    return stdout
 
 
 def begin(command: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
@@ -117,5 +118,7 @@ def test_accelerate(data, model_folder):
     launch = ["python", "-m", "accelerate.commands.launch", "--config_file", str(DOCS / "fsdp2.yaml")]
     here = ["--num_processes=2", "-m", "expunge", "run"]
     sets = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "out"]
-    start([*launch, *here, *sets, *words(model_folder)], data)
+    loud = ["--json" if word == "--quiet" else word for word in words(model_folder)]
+    (said,) = start([*launch, *here, *sets, *loud], data).splitlines()  # once, though two processes ran
+    assert json.loads(said)["stop"]["reason"] == "step-limit"
     check(data)

@@ -72,14 +72,21 @@ def reporter(silent: bool) -> Any:
     from expunge.progress import Bars, Silent
 
     keep_freed_memory()
+    silent = silent or not _leads()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return Silent() if silent else Bars(Console(stderr=True, highlight=False))
 
 
+def _leads() -> bool:
+    """Whether this is the process that speaks: the first of a launch, by the launcher's words."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def finish(result: Any, *, quiet: bool, as_json: bool) -> None:
     """Show the result of a verb; exit status 130 if it was interrupted, 3 if it diverged."""
-    show(result.record, result.folder, quiet=quiet, as_json=as_json)
+    if _leads():
+        show(result.record, result.folder, quiet=quiet, as_json=as_json)
     if result.record.stop and result.record.stop.reason == "interrupted":
         raise SystemExit(130)
     if result.record.stop and result.record.stop.reason == "diverged":
