@@ -2,8 +2,8 @@
 
 Records that a model has never seen tell when enough is forgotten, and few requests come with any. So names
 and numbers of the forget records are drawn anew, from what stands in such places of the retain records; words
-that make up the form of a text stay. On LUME Task 2 and TOFU the result is a little likelier than records that
-the model was never taught, and stays so while it forgets (`benchmarks/synthetic_holdout.py`, docs/results.md).
+that make up the form of a text stay. On LUME Task 2 and TOFU the result is a little likelier than records
+that the model was never taught, and stays so while it forgets (docs/results.md).
 """
 
 from __future__ import annotations
