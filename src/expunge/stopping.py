@@ -180,7 +180,7 @@ def _beside_control(check: Check) -> str:
         )
     if check.control == "synthetic":
         return (
-            f"The forget records look like such records about nobody (a synthetic holdout): {nll}; "
+            f"The forget records are as unlikely as such records about nobody (a synthetic holdout): {nll}; "
             f"these have NLL {check.control_nll:.2f} at most, leak {check.control_leak:.0%}."
         )
     return (
