@@ -26,8 +26,8 @@ FLAGS = {
     "compare": "BENCHMARK --methods --output --forget --retain --holdout --model --data --option --reference "
     f"--seeds --grid --forget-metric --utility-metric --keep-models --config {READING} --set --resume "
     f"--overwrite --trust-remote-code {LOOK}",
-    "neighbours": "--forget --retain --output --model --k --pool --margin --probes --templates --generator "
-    f"{READING} --seed --overwrite --trust-remote-code {LOOK}",
+    "neighbours": "--forget --retain --output --model --k --pool --margin --probes --templates --curriculum "
+    f"--generator {READING} --seed --overwrite --trust-remote-code {LOOK}",
     "report": "FOLDERS --output --series",
     "list": "WHAT",
     "plan": "--model --method --gpus --gpu --tokens --labels --config --set --json",
@@ -152,10 +152,12 @@ def test_audit_hands_every_flag_on(handed):
 
 def test_neighbours_hands_every_flag_on(handed):
     line = "neighbours --forget f --retain r --output o --model m --k 4 --pool 20 --margin 0.3 --probes 0.1 "
-    line += f"--templates direct,choice --generator g {READ} --seed 4 --overwrite --trust-remote-code"
+    line += f"--templates direct,choice --curriculum direct --generator g {READ} "
+    line += "--seed 4 --overwrite --trust-remote-code"
     assert handed(line, "expunge.neighbours.find_neighbours") == READS | MAY | {
         "forget": "f", "retain": "r", "output_folder": Path("o"), "model": "m", "k": 4, "pool": 20,
-        "margin": 0.3, "probes": 0.1, "templates": ("direct", "choice"), "generator": "g", "seed": 4,
+        "margin": 0.3, "probes": 0.1, "templates": ("direct", "choice"), "curriculum": ("direct",),
+        "generator": "g", "seed": 4,
     }  # fmt: skip
     usual = handed("neighbours --forget f --retain r --output o", "expunge.neighbours.find_neighbours")
     assert (usual["template"], usual["seed"]) == ("auto", 0)

@@ -55,7 +55,8 @@ def place(tmp_path, model_folder, monkeypatch) -> Path:
         ["audit", "--attacks", "prompt", "--template", "none", "--set", "bf16=false"],
         ["compare", "records", "--methods", "grad-ascent", "--template", "none", "--set", "bf16=false",
          "--set", "max_steps=1", "--retain", "{place}/retain.jsonl"],
-        ["neighbours", "--template", "none", "--k", "1", "--margin", "0", "--retain", "{place}/retain.jsonl"],
+        ["neighbours", "--template", "none", "--k", "1", "--margin", "0", "--retain", "{place}/retain.jsonl",
+         "--curriculum", "direct,choice,correction,aside,verify"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

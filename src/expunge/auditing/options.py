@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from expunge import api
 from expunge.errors import UsageError
@@ -46,8 +47,13 @@ class AuditOptions(VerbOptions):
     reporter: Reporter = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds", float(self.seconds))  # 75 and 75.0 are one configuration
         if not self.seconds > 0:
             raise UsageError(
                 f"--seconds must be positive; got {self.seconds:g}. Give more, or leave it out ({SECONDS:g})."
             )
+
+    @classmethod
+    def take(cls, settings: Mapping[str, Any]) -> tuple[AuditOptions, dict[str, Any]]:
+        """Split options of the audit from the rest; 75 and 75.0 seconds are one configuration."""
+        seconds = {"seconds": float(settings["seconds"])} if "seconds" in settings else {}
+        return super().take({**settings, **seconds})
