@@ -47,6 +47,7 @@ def numbers(units: Sequence[Unit]) -> dict[str, Any]:
         for name, one in against.items()
         if any(result.recovered.value >= HIGHEST for result in one.entry.results.values())
     }
+    common = {name for unit in units for name in unit.attacks if all(name in one.attacks for one in units)}
     return {
         "environment": environment().model_dump(),
         "training": [{"model": u.model, "seed": u.seed, **u.training} for u in units],
@@ -55,16 +56,16 @@ def numbers(units: Sequence[Unit]) -> dict[str, Any]:
             for unit in units
             for name, one in unit.attacks.items()
         },
-        "rows": [row for unit in units for row in rows_of_unit(unit, dull)],
+        "rows": [row for unit in units for row in rows_of_unit(unit, common - dull)],
         "audits": [audited({"unlearned": unit, **others}, unit) for unit in done if len(others) == 2],
     }
 
 
-def rows_of_unit(unit: Unit, dull: Collection[str]) -> list[dict[str, Any]]:
+def rows_of_unit(unit: Unit, telling: Collection[str]) -> list[dict[str, Any]]:
     """One model's numbers, an attack each; last the worst case over attacks that bring records back.
 
-    Neither membership counts there, nor what is dull: an attack that gets half of the records out of the
-    control as well.
+    There count attacks that ran on every model, but neither membership nor a dull one, which gets half of the
+    records out of the control as well.
     """
     rows = []
     for name, one in unit.attacks.items():
@@ -83,7 +84,7 @@ def rows_of_unit(unit: Unit, dull: Collection[str]) -> list[dict[str, Any]]:
             }
         rows.append(row if one.entry.status == "done" else row | {"why": one.entry.why})
     text = {n: one.findings for n, one in unit.attacks.items()
-            if one.findings and one.entry.family != "membership" and n not in dull}  # fmt: skip
+            if one.findings and one.entry.family != "membership" and n in telling}  # fmt: skip
     if text:
         flags = [one.recovered for one in worst_case(text).recoveries]
         row = {"model": unit.model, "seed": unit.seed, "attack": "any of these"}

@@ -241,6 +241,15 @@ def test_only_better_states_are_written() -> None:
     assert run.written == [2, 4]
 
 
+def test_looks_between_are_not_written_unless_they_end_the_run() -> None:
+    """Near the goal every step is looked at; each look is better, and a model takes long to write."""
+    looks = [check(step, 0.1 * step, 0.9, met=step == 7) for step in range(8)]
+    run = FakeRun(looks)
+    run.args.check_every = 5
+    run.play(1e9)
+    assert run.written == [5, 7]
+
+
 @pytest.mark.parametrize(("writing", "steps"), [(0.0, 9), (1.0, 4)])
 def test_the_clock_ends_the_run_with_time_to_spare(writing: float, steps: int) -> None:
     """Steps of 1 s, each of which writes, and a limit of 11 s: twice step and writing are kept back."""

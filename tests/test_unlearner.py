@@ -344,6 +344,23 @@ def met_after_start(step: int) -> Check:
     )
 
 
+def test_near_the_goal_every_step_is_looked_at(tokenizer, tmp_path):
+    """A nat per step towards a control at 12.5: after the look at 10, that at 15 would come too late."""
+    run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), max_steps=30, check_every=5)
+    looks = []
+
+    def look(step):
+        looks.append(step)
+        met = step > 12
+        found = {"forget_nll": float(step), "forget_leak": 0.0, "control_nll": 12.5, "control_leak": 0.0}
+        return Check(step=step, control="holdout", met=met, **found)
+
+    run.monitor.check = look
+    run.train()
+    assert looks == [0, 5, 10, 11, 12, 13]
+    assert (run.stop.reason, run.stop.step) == ("forgotten", 13)
+
+
 def test_forgotten_counts_only_within_budget(tokenizer, tmp_path, monkeypatch):
     """Met at step 2 while over budget: repair goes on, and the next reading within budget ends the run."""
     run = unlearner(tokenizer, tmp_path, ngdiff(every=2, rows=10), max_steps=12, check_every=5)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from expunge import intervals
 from expunge.record import Check
 from expunge.scoring import TokenScores
 
@@ -77,11 +78,11 @@ def against_holdout(
         forget: Scores of forget rows.
         holdout: Scores of rows of the same kind that the model has never seen.
         control: Whether these were given or made. What is made borrows known names, and is a little too
-            likely: there the upper end of its mean's 95 % interval counts.
+            likely: there the upper end of its mean's 95 % bootstrap interval counts.
     """
     nll, unseen_nll = _mean_nll(forget), _mean_nll(holdout)
     if control == "synthetic":
-        unseen_nll += _half_width(holdout)
+        unseen_nll = intervals.mean([score.nll for score in holdout]).high
     leak, control_leak = _leak(forget), _leak(holdout)
     return Check(
         step=step,
@@ -191,12 +192,6 @@ def _beside_control(check: Check) -> str:
 
 def _mean_nll(scores: Sequence[TokenScores]) -> float:
     return float(np.mean([score.nll for score in scores]))
-
-
-def _half_width(scores: Sequence[TokenScores]) -> float:
-    """Of the 95 % interval of the mean NLL, by the normal approximation; 0 of a single row."""
-    values = np.array([score.nll for score in scores])
-    return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def _leak(scores: Sequence[TokenScores]) -> float:

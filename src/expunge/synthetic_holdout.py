@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expunge.records import Record
+from expunge.words import entities, words
 
 FORM = 0.1
 """A word in a larger share of both the forget and the retain records belongs to their form, and stays."""
@@ -26,8 +27,6 @@ CHOICES = 2
 """Names, or digits whether alike or not, wanted of a kind of place before a wider kind is looked at."""
 
 _PIECE = re.compile(r"[^\W\d_]+|[0-9]+|\s+|.", re.DOTALL)
-_OPENERS = frozenset(".?!:")
-_JOINTS = frozenset("_.@-")
 _REACH = 8
 """Pieces around a number that tell what number it is."""
 _SHORT = 2
@@ -42,7 +41,7 @@ def synthetic_holdout(
 ) -> list[Record | None]:
     """A record for each one given, with other names and numbers.
 
-    Names are words that are written large within sentences. A name gets the same substitute throughout its
+    Names are those of `words.entities`, written large. A name gets the same substitute throughout its
     record, also where it stands small in an address. The prompt must name somebody, and then names nobody
     that a known record does: each name is known, their order is not.
 
@@ -96,8 +95,10 @@ class _World:
             substitutes: dict[str, str] = {}
             asked = self._rewritten(prompt, own, substitutes, draw, narrow=True)
             told = self._rewritten(response, own, substitutes, draw, narrow=False)
-            if asked is None or told is None or told == _nfc(record.response):
+            if asked is None or told is None:
                 return None
+            if told == _nfc(record.response):
+                continue
             named = list(_runs(self._read(asked)))
             if any(run not in self._somebody for run in named) and not any(
                 " " in run and run in self._somebody for run in named
@@ -134,7 +135,7 @@ class _World:
         for place in places:
             if narrow and len(place) == 1:
                 break
-            counts = self._found[place]
+            counts = self._found.get(place, Counter())
             found = [one for one in counts if one.casefold() not in own or one.isdigit()]
             best = max(best, found, key=len)
             if len(best) >= CHOICES or (best and best[0].isdigit() and counts.total() >= CHOICES):
@@ -180,29 +181,17 @@ def _name_places(kinds: Sequence[str], i: int) -> tuple[Place, ...]:
 
 
 def _names(forget: Sequence[Record], retain: Sequence[Record]) -> set[str]:
-    """Words written large within sentences that are no part of the form, in small letters."""
-    large, small, within, opening = Counter[str](), Counter[str](), set(), defaultdict(set)
-    for text in _texts([*forget, *retain]):
-        pieces = ["", *_PIECE.findall(_nfc(text)), "", ""]
-        before = ""
-        for i, piece in enumerate(pieces[1:-2], 1):
-            word = piece.casefold()
-            if piece.isalpha():
-                if not piece[0].isupper():
-                    small[word] += not {pieces[i - 1], pieces[i + 1]} & _JOINTS
-                else:
-                    large[word] += 1
-                    if before and before not in _OPENERS:
-                        within.add(word)
-                    elif pieces[i + 1].isspace():
-                        opening[word].add(pieces[i + 2].casefold())
-            before = before if piece.isspace() else piece
+    """Words that name something and are no part of the form, in small letters."""
+    large, small, naming = Counter[str](), Counter[str](), set[str]()
+    for text in map(_nfc, _texts([*forget, *retain])):
+        naming.update(
+            part for word in entities(text) for part in _PIECE.findall(word.text) if part[0].isupper()
+        )
+        small.update(word.text for word in words(text) if word.text.islower())
+        large.update(piece.casefold() for piece in _PIECE.findall(text) if piece[0].isupper())
     usual = _form(forget) & _form(retain)
-    names = {word for word in within if word not in usual and small[word] <= large[word] / 5}
-    openers = {
-        word for word, behind in opening.items() if behind & names and word not in usual and not small[word]
-    }
-    return names | openers
+    found = {word.casefold() for word in naming} - usual
+    return {word for word in found if small[word] <= large[word] / 5}
 
 
 def _form(records: Sequence[Record]) -> set[str]:

@@ -113,6 +113,8 @@ def audited(record: Any, folder: Path, *, quiet: bool, as_json: bool) -> None:
     """An audit as a table or as JSON, and where its page is."""
     from expunge.report.audit import table
 
+    if not _leads():
+        return
     if as_json:
         print(record.model_dump_json())
     elif not quiet:

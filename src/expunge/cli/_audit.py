@@ -76,7 +76,6 @@ def audit(
     subject = _subject(folder, material.model)
     settings = _settings(training, seconds)
     where = output if output is not None else _beside_run(subject)
-    from expunge import ranks
     from expunge.auditing import audit as run_audit
 
     try:
@@ -92,8 +91,7 @@ def audit(
         )
     except KeyboardInterrupt:
         raise SystemExit(_interrupted(where)) from None
-    if ranks.first():
-        terminal.audited(result.record, where, **look.end)
+    terminal.audited(result.record, where, **look.end)
 
 
 def _settings(training: Training, seconds: float | None) -> dict[str, Any]:
