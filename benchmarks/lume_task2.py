@@ -36,19 +36,29 @@ def task2(path: Path, people: int | None = None) -> list[dict[str, str]]:
 
 
 def prepare(data: Path, folder: Path, people: int) -> dict[str, Path]:
-    """Write forget, retain and holdout as JSON Lines, and the question rows of each beside them."""
+    """Write forget, retain and holdout as JSON Lines, and the question rows of each beside them.
+
+    What is there already must be the same.
+    """
     sets = {
         "forget": task2(data / "train" / "forget.jsonl", people),
         "retain": task2(data / "train" / "retain.jsonl", people),
         "holdout": task2(data / "validation" / "forget.jsonl", people),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
         questions = [row for row in rows if row["kind"] == "qa"]
         for target, found in ((name, rows), (f"{name}-questions", questions)):
             text = "".join(json.dumps(row) + "\n" for row in found)
-            (folder / f"{target}.jsonl").write_text(text, encoding="utf-8")
+            write(folder / f"{target}.jsonl", text)
     return {name: folder / f"{name}.jsonl" for name in sets}
+
+
+def write(path: Path, text: str) -> None:
+    """Write rows; what is there already must be the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{path} holds other rows. Take another folder for another size.")
+    path.write_text(text, encoding="utf-8")
 
 
 def teach(paths: dict[str, Path], output: Path, rows: int = 16, steps: int = 150) -> Path:

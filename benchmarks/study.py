@@ -17,6 +17,8 @@ trials side by side, which pays on a GPU that one small model does not fill; the
     python benchmarks/study.py --tofu forget05 --data TOFU_FOLDER --output STUDY_FOLDER [--rows 100] ...
 
 does the same with TOFU: taught on `full`, the reference on what is to be kept, measured by TOFU's metrics.
+With `--kept 400` it is taught the forget set and the first 400 rows of the retain set alone, and measured as
+LUME is, beside the last `--unseen` rows of the retain set: authors whom nobody taught it. A CPU can do that.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lume_task2 import write
 
 from expunge import METHODS, Comparison, api, compare
 from expunge.comparison import merge
@@ -70,7 +73,6 @@ def rows_of(path: Path, wanted: dict[str, int], kinds: str = "") -> list[dict[st
 
 def prepare(data: Path, folder: Path, wanted: dict[str, int], kinds: str = "") -> dict[str, Path]:
     """Write forget, retain and holdout as JSON Lines; what is there already must be the same."""
-    folder.mkdir(parents=True, exist_ok=True)
     folds = {"forget": "train/forget", "retain": "train/retain", "holdout": "validation/forget"}
     paths = {}
     for name, fold in folds.items():
@@ -78,9 +80,7 @@ def prepare(data: Path, folder: Path, wanted: dict[str, int], kinds: str = "") -
         if not text:
             raise SystemExit(f"--kinds {kinds} leaves no row of {fold}. Kinds are qa and sc.")
         paths[name] = folder / f"{name}.jsonl"
-        if paths[name].exists() and paths[name].read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{paths[name]} holds other rows. Take another --output for another size.")
-        paths[name].write_text(text, encoding="utf-8")
+        write(paths[name], text)
     return paths
 
 
@@ -127,6 +127,27 @@ def of_lume(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     return model, {**paths, "template": "none"}
 
 
+def of_few_authors(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows TOFU's forget set and a part of its retain set, and what trials get."""
+    from expunge.benchmarks.tofu.data import FORGET
+
+    kept = (options.data / f"{FORGET[options.tofu]}.jsonl").read_text(encoding="utf-8").splitlines()
+    if options.kept + options.unseen > len(kept):
+        raise SystemExit(
+            f"--kept and --unseen must leave each other room in {len(kept)} rows of the retain set; "
+            f"got {options.kept} and {options.unseen}."
+        )
+    forget = (options.data / f"{options.tofu}.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = {"forget": forget, "retain": kept[: options.kept], "holdout": kept[-options.unseen :]}
+    folder = options.output / "data"
+    paths = {name: folder / f"{name}.jsonl" for name in parts}
+    for name, lines in parts.items():
+        write(paths[name], "".join(f"{line}\n" for line in lines))
+    fields = {"prompt_field": "question", "response_field": "answer", "template": "none"}
+    known = [paths["forget"], paths["retain"]]
+    return teach(known, options.output / "taught", options, **fields), {**paths, **fields}
+
+
 def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The model that knows all authors, and what trials get; the reference knows the retain set alone."""
     from expunge.benchmarks.tofu.data import FORGET
@@ -142,7 +163,9 @@ def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def study(options: argparse.Namespace) -> Comparison | None:
     """The stages, each adding to the same comparison; without methods, only what they need is taught."""
-    model, common = (of_tofu if options.tofu else of_lume)(options)
+    if options.kept and not options.tofu:
+        raise SystemExit("--kept needs --tofu. LUME's size is set by --people and --lives.")
+    model, common = (of_lume if not options.tofu else of_few_authors if options.kept else of_tofu)(options)
     seeds = list(map(int, options.seeds.split(",")))
     common |= {"evaluation_seed": seeds[0], **given(options.settings)}
     rates = list(map(float, options.rates.split(",")))
@@ -232,6 +255,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tofu", choices=["forget01", "forget05", "forget10"])
     parser.add_argument("--rows", type=int, help="TOFU: rows of every set that are measured; all by default")
+    parser.add_argument("--kept", type=int, default=0, help="TOFU: retain rows it is taught; all by default")
+    parser.add_argument("--unseen", type=int, default=100, help="with --kept: rows never taught, the holdout")
     parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--lives", type=int, default=20)
