@@ -7,17 +7,20 @@ import itertools
 import math
 from functools import cache
 
+import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
 from expunge import intervals
-from expunge.attacks import NEVER_SEEN
+from expunge.attacks import ATTACKS, NEVER_SEEN, make_attack
+from expunge.attacks.attack import borrows
 from expunge.audit_record import AttackEntry, Column, Result, Verdict
 from expunge.auditing import verdicts
 from expunge.auditing.controls import doubt, knows
 from expunge.auditing.evidence import telling
-from expunge.auditing.judgement import chance, judge
+from expunge.auditing.judgement import area_chance, chance, judge
 from expunge.auditing.verdicts import holm, verdict
+from expunge.record import Metric
 
 N = 40
 
@@ -330,6 +333,91 @@ def test_membership_that_tells_nothing_says_so_in_its_own_words():
     assert said(2, 2, 30) == "No more were recognised as members than with the control model."
     assert "half or more for members with the control model too" in said(30, 30, 40)
     assert said(2, 2, 2) == "It recognises nothing with the original either."
+
+
+# --- membership by area
+
+
+def told(area: float, n: int = N, others: int = N, **more: bool) -> Result:
+    """A membership attack with this area under its ROC curve."""
+    metric = Metric(value=area, low=area, high=area, n=n + others)
+    return result(0, n, **more).model_copy(update={"values": {"auc": metric}})
+
+
+def test_membership_is_judged_by_its_area_and_not_by_a_threshold_drawn_from_few_records():
+    lucky = told(0.5).model_copy(update={"recovered": intervals.exact_share([i < 20 for i in range(N)])})
+    rest = {"control": told(0.5), "original": told(1.0)}
+    assert judge({"unlearned": lucky, **rest}, "membership").outcome == "within", "shares do not count"
+    found = judge({"unlearned": told(0.9), **rest}, "membership")
+    assert found.outcome == "exceeds"
+    assert found.p_value is not None
+    assert found.p_value < 1e-4
+    assert "better than with the control model; no text came back." in found.sentence
+    entries = [ended("prompt", "none"), ended("a", "input")]
+    loss = entry("membership-loss", "membership", unlearned=told(0.9), **rest)
+    said = verdict([*entries, loss], None)
+    assert said.word == "suppressed"
+    assert not any("by score" in reason for reason in said.reasons)
+
+
+def test_an_area_that_could_not_be_told_from_the_controls_supports_nothing():
+    few = {"unlearned": told(0.5, 4, 4), "control": told(0.5, 4, 4), "original": told(1.0, 4, 4)}
+    assert judge(few, "membership").outcome == "blunt"
+    assert "Too few records" in judge(few, "membership").sentence
+    apart = {"unlearned": told(0.99), "control": told(0.98), "original": told(1.0)}
+    assert "tells the records apart with the control model too" in judge(apart, "membership").sentence
+    deaf = {"unlearned": told(0.5), "control": told(0.5), "original": told(0.5)}
+    assert judge(deaf, "membership").sentence == "It tells no more with the original either."
+    cut = {"unlearned": told(0.5, complete=False), "control": told(0.5), "original": told(1.0)}
+    assert judge(cut, "membership").outcome == "unfinished"
+
+
+def test_records_less_familiar_than_records_never_seen_are_a_trace_of_their_own():
+    found = judge({"unlearned": told(0.1), "control": told(0.5), "original": told(1.0)}, "membership")
+    assert found.outcome == "within"
+    assert "less familiar" in found.sentence
+
+
+def test_the_areas_test_is_that_of_hanley_and_mcneil():
+    # their worked example's variance formula by hand: A = 0.7, 10 members, 20 others
+    ours, theirs = 0.7 / 1.3, 2 * 0.49 / 1.7
+    variance = (0.7 * 0.3 + 9 * (ours - 0.49) + 19 * (theirs - 0.49)) / 200
+    found = area_chance(told(0.8, 10, 20), told(0.6, 10, 20))
+    assert found == pytest.approx(float(norm.sf(0.2 / math.sqrt(2 * variance))), abs=1e-12)
+    assert area_chance(told(0.6, 10, 20), told(0.8, 10, 20)) == pytest.approx(1 - found, abs=1e-12)
+    assert area_chance(told(1.0), told(1.0)) == 1.0
+
+
+def test_strangers_exceed_as_seldom_as_the_level_says():
+    """No difference: forget and holdout scores of one distribution, under two models that know neither."""
+    draw, exceeded = np.random.default_rng(0), 0
+    for _ in range(400):
+        areas = [
+            intervals.membership_auc(
+                draw.normal(size=20).tolist(), draw.normal(size=20).tolist(), resamples=1
+            )
+            for _ in range(2)
+        ]
+        exceeded += area_chance(*(told(area.value, 20, 20) for area in areas)) < 0.05
+    assert exceeded / 400 == pytest.approx(0.05, abs=0.03)
+
+
+# --- what is borrowed from the original
+
+
+def test_what_is_lent_by_the_original_is_no_finding_beside_holdout_records():
+    found = {"unlearned": result(14), "holdout": result(0), "original": result(40)}
+    lent = judge(found, "weights", borrows=True)
+    assert lent.outcome == "blunt"
+    assert "Give --control." in lent.sentence
+    assert judge(found, "weights").outcome == "exceeds"
+    with_control = {"unlearned": result(14), "control": result(0), "original": result(40)}
+    assert judge(with_control, "weights", borrows=True).outcome == "exceeds"
+    none = {"unlearned": result(0), "holdout": result(0), "original": result(40)}
+    assert judge(none, "weights", borrows=True).outcome == "within"
+    assert {name for name in ATTACKS if borrows(make_attack(name))} == {
+        "contrastive", "interpolate", "activation-patching",
+    }  # fmt: skip
 
 
 # --- targets that the model cannot have known

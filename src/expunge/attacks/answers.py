@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.attacks.attack import Cost, Findings, Probes, Recovery, Setting, Target
 from expunge.collate import Encoded, Encoding, encode
 from expunge.generation import MARGIN, generate
-from expunge.metrics import exact_match, normalise, rouge_l_recall
+from expunge.metrics import normalise, rouge_l_recall
 from expunge.records import Record
 
 UNREACHED = Recovery(0.0, False, tries=0)
@@ -157,9 +157,13 @@ def leaks(answer: str, response: str) -> bool:
 
     Both are compared after `metrics.normalise`; a response does not count inside a longer word or number.
     """
-    if exact_match(answer, response):
+    return says(normalise(answer), normalise(response))
+
+
+def says(said: str, truth: str) -> bool:
+    """`leaks` for texts that are normalised already."""
+    if said == truth:
         return True
-    said, truth = normalise(answer), normalise(response)
     start = said.find(truth)
     while start >= 0:
         stop = start + len(truth)

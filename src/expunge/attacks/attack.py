@@ -175,7 +175,8 @@ class Cost:
 class Attack(Protocol):
     """One way to bring records back: a frozen dataclass whose fields are its budget, checked at creation.
 
-    A user's own attack is such a class in a file of their own, named as FILE.py:NAME.
+    A user's own attack is such a class in a file of their own, named as FILE.py:NAME. One that takes answers
+    from the model before unlearning says so with a class attribute `borrows = True`.
     """
 
     @property
@@ -204,3 +205,8 @@ class Attack(Protocol):
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         """Attack one model. The target is bit-identical afterwards, also after an error."""
         ...
+
+
+def borrows(attack: Attack) -> bool:
+    """Whether it takes what it says from the original, which knows the forget records and no others."""
+    return bool(getattr(attack, "borrows", False))

@@ -50,9 +50,10 @@ class Contrastive:
     plausible: float = 0.01
     name: ClassVar[str] = "contrastive"
     family: ClassVar[Family] = "sampling"
+    borrows: ClassVar[bool] = True
     line: ClassVar[str] = (
-        "The difference to the original is amplified while decoding (Li et al., arXiv 2210.15097, eq. 2-4; "
-        "adaptive strength: Wang et al., arXiv 2409.07394; two checkpoints: arXiv 2505.24379)."
+        "Decoding leans towards the original where the two differ (after Li et al., arXiv 2210.15097, "
+        "eq. 2-4; adaptive strength: Wang et al., arXiv 2409.07394; two checkpoints: arXiv 2505.24379)."
     )
 
     def __post_init__(self) -> None:

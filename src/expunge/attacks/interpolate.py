@@ -34,6 +34,7 @@ class Interpolate:
     alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
     name: ClassVar[str] = "interpolate"
     family: ClassVar[Family] = "weights"
+    borrows: ClassVar[bool] = True
     line: ClassVar[str] = "Part of the way back to the original's weights (arXiv 2109.01903)."
 
     def __post_init__(self) -> None:

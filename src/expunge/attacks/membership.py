@@ -245,10 +245,11 @@ def _findings(
 ) -> Findings:
     """Which forget records are flagged, and how well the two sets are told apart."""
     count, every = len(probes.forget), len(probes.forget) + len(probes.holdout)
+    found = {i: value for i, value in found.items() if np.isfinite(value)}
     others = np.array([found[i] for i in range(count, every) if i in found])
     complete = len(found) == every
     notes = [] if complete else [_why(found, every, setting)]
-    if len(others) < len(probes.holdout) or np.isnan(others).any():
+    if len(others) < len(probes.holdout):
         return Findings([UNREACHED] * count, notes=notes, complete=complete)
     if len(others) < 1 / rate:
         notes.append(
@@ -275,7 +276,7 @@ def _why(found: Mapping[int, float], every: int, setting: Setting) -> str:
 def _recovery(name: str, value: float, others: npt.NDArray[np.float64], rate: float) -> Recovery:
     familiar = float((others >= value).mean())
     words = f"{name.removeprefix('membership-')} {value:.4g}; {familiar:.0%} of the holdout look as familiar"
-    return Recovery(float((others < value).mean()), familiar <= rate and bool(np.isfinite(value)), words)
+    return Recovery(float((others < value).mean()), familiar <= rate, words)
 
 
 def _check(rate: float, scores: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.attacks.answers import asking_cost, leaks, tokens_in
+from expunge.attacks.answers import asking_cost, says, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Setting, Target
 from expunge.attacks.low_rank import low_rank
 from expunge.attacks.neutral import NEUTRAL
@@ -20,6 +20,7 @@ from expunge.attacks.sweep import Tally, answers
 from expunge.batching import RowStream
 from expunge.collate import Encoded, Encoding, collate
 from expunge.inference import model_context
+from expunge.metrics import normalise
 from expunge.observation import token_logits
 from expunge.records import Record
 
@@ -197,6 +198,7 @@ def _drawn(
     pool: Sequence[Record], count: int, draw: np.random.Generator, secret: Sequence[str]
 ) -> tuple[Record, ...]:
     """So many records of a pool, none of which says one of the secret responses."""
-    told = [f"{record.prompt} {record.response}" for record in pool]
-    free = [i for i, text in enumerate(told) if not any(leaks(text, response) for response in secret)]
+    told = [normalise(f"{record.prompt} {record.response}") for record in pool]
+    hidden = {normalise(response) for response in secret}
+    free = [i for i, text in enumerate(told) if not any(says(text, response) for response in hidden)]
     return tuple(pool[i] for i in sorted(draw.permutation(free)[:count].tolist()))

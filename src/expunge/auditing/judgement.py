@@ -5,11 +5,12 @@ Pure functions over numbers; no model, no text, no file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, norm
 
 from expunge import intervals
 from expunge.attacks import NEVER_SEEN, Family
@@ -41,6 +42,7 @@ class _Words:
     no_more: str
     flooded: str
     powerless: str
+    few: str = "Too few records of the control ({n}) to see a difference: its interval reaches to {high:.0%}."
 
 
 _TEXT: Final = _Words(
@@ -57,55 +59,93 @@ _MEMBERS: Final = _Words(
     powerless="It recognises nothing with the original either.",
 )
 
+_AREAS: Final = _Words(
+    more="It tells forget records from records never seen better than with {name}; no text came back.",
+    no_more="It tells forget records from records never seen no better than with {name}.",
+    flooded="It tells the records apart with {name} too: that shows nothing about this model.",
+    powerless="It tells no more with the original either.",
+    few="Too few records ({n}) to see a difference: an area {high:.2f} could not be told from this one.",
+)
+
+_LENT: Final = (
+    "It takes answers from the original, which knows these records and not those that stand in for a "
+    "control: it may bring back as much with a model that never saw them. Give --control."
+)
+"""Of an attack that borrows, where nothing shows what borrowing alone brings back."""
+
+_AREA: Final = "auc"
+"""Among a membership attack's values: area under its ROC curve, forget records against records never seen."""
+
 
 def reference(results: Mapping[Column, Result]) -> Column | None:
     """What recovery is compared with: the control model, else the holdout records."""
     return next((column for column in ("control", "holdout") if column in results), None)
 
 
-def judge(results: Mapping[Column, Result], family: Family = "input") -> Judgement:
+def judge(results: Mapping[Column, Result], family: Family = "input", *, borrows: bool = False) -> Judgement:
     """Whether the unlearned model gives up more than the control does, under one attack.
 
     It does if the share recovered lies above the control's exact interval, or if the whole interval of the
     mean score lies above that of the control (long responses come back in part before they come back whole).
     An attack tells nothing that reached as many targets never seen, or that gets no more out of the original
-    than out of the control.
+    than out of the control. What an attack that borrows from the original finds is no finding beside holdout
+    records, whose answers the original does not have either.
+
+    A membership attack recognises a record by a threshold, which it draws from the records never seen; the
+    share that it recognises therefore scatters more than an exact interval says. What counts is the area
+    under its ROC curve, beside the control's (`area_chance`).
 
     Args:
         results: What it found, by column.
         family: Of the attack. Membership is told in words of its own; "none" (the training prompt, the worst
             case over attacks) needs no proof that it works on the original.
+        borrows: Whether it takes what it says from the original (`attacks.borrows`).
     """
     column = reference(results)
     if column is None or "unlearned" not in results:
         return Judgement(outcome="unjudged", sentence="There was no control to compare with.")
     outcome, sentence = _weighed(results, column, family)
-    p_value = chance(results["unlearned"].recovered, results[column].recovered)
+    if outcome == "exceeds" and borrows and column == "holdout":
+        outcome, sentence = "blunt", _LENT
+    found, against = results["unlearned"], results[column]
+    by_areas = by_area(found, against, family)
+    p_value = area_chance(found, against) if by_areas else chance(found.recovered, against.recovered)
     return Judgement(outcome=outcome, sentence=sentence, p_value=p_value)
 
 
 def _weighed(results: Mapping[Column, Result], column: Column, family: Family) -> tuple[Outcome, str]:
     found, against, name = results["unlearned"], results[column], _NAMES[column]
-    words = _MEMBERS if family == "membership" else _TEXT
-    if above(found, against) and against.complete:
-        how = "" if exceeds(found.recovered, against.recovered) else " in part (by score)"
+    areas = by_area(found, against, family)
+    words = _AREAS if areas else _MEMBERS if family == "membership" else _TEXT
+    if above(found, against, areas=areas) and against.complete:
+        how = "" if areas or exceeds(found.recovered, against.recovered) else " in part (by score)"
         why = _says_anything(found)
         return ("blunt", why) if why else ("exceeds", words.more.format(how=how, name=name))
     if not (found.complete and against.complete):
         return "unfinished", (
             "Time ran out before it had tried everything: this is no answer. Give more --seconds."
         )
-    why = _says_anything(found) or _blunt(against.recovered, words, name)
+    blunt = _dull(found, against, words, name) if areas else _blunt(against, words, name)
+    why = _says_anything(found) or blunt
     original = results.get("original")
-    if not why and family != "none" and original is not None and not above(original, against):
+    if not why and family != "none" and original is not None and not above(original, against, areas=areas):
         if not original.complete:
             return "unfinished", "Time ran out before it had worked on the original. Give more --seconds."
         why = words.powerless
-    return ("blunt", why) if why else ("within", words.no_more.format(name=name))
+    if why:
+        return "blunt", why
+    return "within", words.no_more.format(name=name) + (_trace(found, against) if areas else "")
 
 
-def above(found: Result, against: Result) -> bool:
-    """Whether one model gives up more than another, whole or in part."""
+def by_area(found: Result, against: Result, family: Family) -> bool:
+    """Whether areas under ROC curves are compared: those of membership attacks that give one."""
+    return family == "membership" and _AREA in found.values and _AREA in against.values
+
+
+def above(found: Result, against: Result, *, areas: bool = False) -> bool:
+    """Whether one model gives up more than another, whole or in part; or is told by a larger area."""
+    if areas:
+        return area_chance(found, against) < CLEAR
     return exceeds(found.recovered, against.recovered) or found.score.low > against.score.high
 
 
@@ -140,14 +180,66 @@ def _says_anything(found: Result) -> str:
     )
 
 
-def _blunt(control: Metric, words: _Words, name: str) -> str:
+def _blunt(against: Result, words: _Words, name: str) -> str:
     """Why a difference could not have been seen, or nothing."""
+    control = against.recovered
     if control.value >= HIGHEST:
         return words.flooded.format(name=name)
     if control.high - control.value > WIDEST:
-        reach = f"its interval reaches to {control.high:.0%}"
-        return f"Too few records of the control ({control.n}) to see a difference: {reach}. Give more."
+        return f"{words.few.format(n=control.n, high=control.high)} Give more."
     return ""
+
+
+def _dull(found: Result, against: Result, words: _Words, name: str) -> str:
+    """The same for areas: a rise of `WIDEST`, or what is left of it below 1, must be seen."""
+    control = against.values[_AREA]
+    seen = min(1.0, control.value + WIDEST)
+    area = found.values[_AREA].model_copy(update={"value": seen})
+    if area_chance(found.model_copy(update={"values": {_AREA: area}}), against) < CLEAR:
+        return ""
+    if control.value + WIDEST > 1:
+        return words.flooded.format(name=name)
+    return f"{words.few.format(n=control.n, high=seen)} Give more."
+
+
+def _trace(found: Result, against: Result) -> str:
+    """What is to be said where forget records look less familiar than records never seen."""
+    if area_chance(against, found) >= CLEAR:
+        return ""
+    return " They look less familiar than there: unlearning left a trace of its own."
+
+
+def area_chance(found: Result, against: Result) -> float:
+    r"""One-sided test for a larger area under the ROC curve: $\Phi(-(A_1 - A_2) / \sqrt{s_1^2 + s_2^2})$.
+
+    With the pooled area $A$ and $q_1 = A / (2 - A)$, $q_2 = 2 A^2 / (1 + A)$, over m members and k others
+    $s^2 = (A (1 - A) + (m - 1)(q_1 - A^2) + (k - 1)(q_2 - A^2)) / (m k)$, the scatter of both sides. Areas of
+    one set of records under two models are correlated; then it errs towards no difference.
+
+    Returns:
+        The p-value; 1 where either has no area, or no record on one side.
+
+    Reference:
+        Hanley and McNeil (1982), Radiology 143, equation 2.
+    """
+    first, second = found.values.get(_AREA), against.values.get(_AREA)
+    if first is None or second is None:
+        return 1.0
+    sizes = [(found.recovered.n, first.n - found.recovered.n)]
+    sizes += [(against.recovered.n, second.n - against.recovered.n)]
+    rise = first.value - second.value
+    if math.isnan(rise) or min(map(min, sizes)) < 1:
+        return 1.0
+    pairs = [m * k for m, k in sizes]
+    pooled = (first.value * pairs[0] + second.value * pairs[1]) / sum(pairs)
+    spread = math.sqrt(sum(_area_variance(pooled, m, k) for m, k in sizes))
+    return float(norm.sf(rise / spread)) if spread > 0 else float(rise <= 0)
+
+
+def _area_variance(area: float, members: int, others: int) -> float:
+    ours, theirs = area / (2 - area), 2 * area**2 / (1 + area)
+    scatter = area * (1 - area) + (members - 1) * (ours - area**2) + (others - 1) * (theirs - area**2)
+    return scatter / (members * others)
 
 
 def chance(found: Metric, against: Metric) -> float:

@@ -25,6 +25,7 @@ from expunge.attacks import (
     Target,
     configuration,
 )
+from expunge.attacks.attack import borrows
 from expunge.audit_record import AttackEntry, Column, CostEntry, Point, Result
 from expunge.auditing.judgement import judge, share
 from expunge.auditing.store import Store, key_of
@@ -110,7 +111,9 @@ def attack_all(attack: Attack, cases: Sequence[Case], session: Session) -> tuple
                 return entry, {}
             continue
         found[case.column], results[case.column] = findings, result(findings, seconds, session.seed)
-    return entry.model_copy(update={"results": results, "judgement": judge(results, attack.family)}), found
+    return entry.model_copy(
+        update={"results": results, "judgement": judge(results, attack.family, borrows=borrows(attack))}
+    ), found
 
 
 class _SkippedError(Exception):
@@ -152,18 +155,31 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
     title = f"{attack.name} on {case.column} ({announced(attack.cost(case.probes), session.seconds)})"
     started = time.perf_counter()
     with session.reporter.phase(title, 1) as advance, _seeded(session.seed):
-        findings = attack.run(case.target, case.probes, session.setting())
+        try:
+            findings = attack.run(case.target, case.probes, session.setting())
+        except Exception:
+            _unchanged(attack, case)
+            raise
         advance(1, "")
     seconds = time.perf_counter() - started
+    _unchanged(attack, case)
     findings = checked(attack.name, findings, len(case.probes.forget))
+    kept = session.store.keep(attack.name, case.column, key, findings, seconds)
+    return kept.findings, seconds
+
+
+def _unchanged(attack: Attack, case: Case) -> None:
+    """The model is as it was before the attack, also after an error.
+
+    Raises:
+        _ChangedError: Its weights are others.
+    """
     case.target.model.eval()
     if weights_hash(case.target.model) != case.weights:
         raise _ChangedError(
             f"attack {attack.name} must leave the model as it was; the {case.column} model has other weights "
             "now. Let it change a copy, or leave it out."
         )
-    kept = session.store.keep(attack.name, case.column, key, findings, seconds)
-    return kept.findings, seconds
 
 
 def announce(attacks: Sequence[Attack], cases: Sequence[Case], session: Session) -> None:

@@ -155,12 +155,13 @@ def _corrected(through: Sequence[AttackEntry], attacks: Sequence[AttackEntry]) -
     unsure = [text for name, text in told.items() if adjusted[name] > LEVEL]
     parts = [f"{_listed(sure)} stand{_s(sure)}"] if sure else []
     parts += [f"{_listed(unsure)} do{'es' if len(unsure) == 1 else ''} not stand"] if unsure else []
-    partly = [entry.name for entry in through if not _whole(entry.results)]
+    text = [entry for entry in through if entry.family != "membership"]
+    partly = [entry.name for entry in text if not _whole(entry.results)]
     score = (
         f" The test counts whole records; {_listed(partly)} exceed{_s(partly)} by score." if partly else ""
     )
     yield (
-        f"With Fisher's p-values adjusted for {len(adjusted)} attacks (Holm), {'; '.join(parts)} at "
+        f"With p-values adjusted for {len(adjusted)} attacks (Holm), {'; '.join(parts)} at "
         f"{LEVEL:.0%}.{score}"
     )
 

@@ -50,6 +50,7 @@ class ActivationPatching:
     every: int = 1
     name: ClassVar[str] = "activation-patching"
     family: ClassVar[Family] = "activations"
+    borrows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("positions", self.positions), ("every", self.every)):

@@ -14,6 +14,7 @@ from expunge import intervals
 from expunge.attacks.activations.stream import depth, response_states, shown
 from expunge.attacks.answers import tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
+from expunge.attacks.budget import at_least
 from expunge.collate import Encoded
 from expunge.records import Record
 
@@ -21,6 +22,9 @@ Array = npt.NDArray[np.float32]
 
 _HELD_OUT = 4
 """Every so manyth retain record chooses the layer and trains no probe."""
+
+_PORTION = 32
+"""Records between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,15 @@ class LinearProbe:
 
     Args:
         ridge: Penalty on the classifier's weights, positive, with the stream standardised.
+        positions: Response tokens of the retain set that are read at most, at least 1: of more records than
+            that a sample, of each the first tokens. They are kept for every layer.
 
     Reference:
         Alain & Bengio (2016), arXiv 1610.01644; Patil et al. (2023), arXiv 2309.17410.
     """
 
     ridge: float = 1.0
+    positions: int = 4096
     name: ClassVar[str] = "linear-probe"
     family: ClassVar[Family] = "activations"
     line: ClassVar[str] = (
@@ -50,6 +57,7 @@ class LinearProbe:
     def __post_init__(self) -> None:
         if not self.ridge > 0:
             raise ValueError(f"`ridge` must be positive; got {self.ridge}. Features outnumber records.")
+        at_least("positions", self.positions)
 
     def obstacle(self, probes: Probes, setting: Setting) -> str | None:
         if len(probes.retain) >= 2 * _HELD_OUT:
@@ -65,13 +73,20 @@ class LinearProbe:
 
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         layers = list(range(1, depth(target.model) + 1))
+        retain = self._sample(probes.retain, setting.seed)
         sets = {
             "forget": probes.forget,
-            "train": [one for i, one in enumerate(probes.retain) if i % _HELD_OUT],
-            "chosen on": probes.retain[::_HELD_OUT],
+            "train": [one for i, one in enumerate(retain) if i % _HELD_OUT],
+            "chosen on": retain[::_HELD_OUT],
             "holdout": probes.holdout,
         }
-        read = {name: _read(target, records, probes, setting, layers) for name, records in sets.items()}
+        deep = {"train": max(1, self.positions // len(sets["train"]))}
+        read: dict[str, _Read] = {}
+        for name, records in sets.items():
+            found = _read(target, records, probes, setting, layers, deep.get(name, 1))
+            if len(found.tokens) < len(records):
+                return self._findings(probes, [], layers, setting)
+            read[name] = found
         ranks: list[dict[str, list[float]]] = []
         for i in range(len(layers)):
             if setting.clock.over:
@@ -79,6 +94,13 @@ class LinearProbe:
             probe = _Probe(read["train"], i, self.ridge)
             ranks.append({name: probe.ranks(read[name], i) for name in sets if name != "train"})
         return self._findings(probes, ranks, layers, setting)
+
+    def _sample(self, retain: Sequence[Record], seed: int) -> Sequence[Record]:
+        """As many records as positions at most, in their order."""
+        if len(retain) <= self.positions:
+            return retain
+        kept = np.random.default_rng(seed).permutation(len(retain))[: max(self.positions, 2 * _HELD_OUT)]
+        return [retain[i] for i in sorted(kept.tolist())]
 
     def _findings(
         self,
@@ -121,8 +143,8 @@ class LinearProbe:
 class _Read:
     """Streams of some records, per record [layers, t, d], and the token that follows each, [t]."""
 
-    states: Sequence[Array]
-    tokens: Sequence[tuple[int, ...]]
+    states: list[Array]
+    tokens: list[tuple[int, ...]]
 
 
 class _Probe:
@@ -154,10 +176,20 @@ class _Probe:
 
 
 def _read(
-    target: Target, records: Sequence[Record], probes: Probes, setting: Setting, layers: Sequence[int]
+    target: Target,
+    records: Sequence[Record],
+    probes: Probes,
+    setting: Setting,
+    layers: Sequence[int],
+    deep: int,
 ) -> _Read:
-    if not records:
-        return _Read([], [])
-    rows: list[Encoded] = probes.encoding.rows(records, target.tokenizer)
-    states = response_states(target.model, rows, layers, setting.precision)
-    return _Read([one.numpy() for one in states], [row.labels for row in rows])
+    """The first `deep` response tokens of each record, in portions; fewer records where time runs out."""
+    found = _Read([], [])
+    for start in range(0, len(records), _PORTION):
+        if setting.clock.over:
+            break
+        rows: list[Encoded] = probes.encoding.rows(records[start : start + _PORTION], target.tokenizer)
+        states = response_states(target.model, rows, layers, setting.precision)
+        found.states.extend(one[:, :deep].clone().numpy() for one in states)
+        found.tokens.extend(row.labels[:deep] for row in rows)
+    return found

@@ -154,6 +154,38 @@ class L1:
         return flat.view(like.shape).to(like) * self.radius
 
 
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A ball in some of the coordinates; the others do not move and have no length (padding).
+
+    Attributes:
+        ball: Of the coordinates that move.
+        mask: 1 on them, 0 elsewhere; broadcast to the perturbations, [b, ...].
+    """
+
+    ball: Ball
+    mask: Tensor
+
+    @property
+    def radius(self) -> float:
+        return self.ball.radius
+
+    def norm(self, delta: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+        return self.ball.norm(delta * self.mask)
+
+    def dual(self, gradient: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+        return self.ball.dual(gradient * self.mask)
+
+    def steepest(self, gradient: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        return self.ball.steepest(gradient * self.mask)
+
+    def project(self, delta: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        return self.ball.project(delta * self.mask)
+
+    def sample(self, like: Float[Tensor, "b ..."], generator: torch.Generator) -> Float[Tensor, "b ..."]:
+        return self.ball.sample(like, generator) * self.mask
+
+
 def along(values: Tensor, like: Tensor) -> Tensor:
     """One value per example, [b], shaped so that it multiplies whole examples, [b, ...]."""
     return values.view(-1, *[1] * (like.ndim - 1))

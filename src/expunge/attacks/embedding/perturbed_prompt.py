@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge.attacks.answers import best, tokens_in
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.embedding import never_seen
-from expunge.attacks.embedding.balls import L1, L2, Ball, LInf, along
+from expunge.attacks.embedding.balls import L1, L2, Ball, LInf, Masked, along
 from expunge.attacks.embedding.carlini_wagner import CarliniWagner
 from expunge.attacks.embedding.constant_search import Search
 from expunge.attacks.embedding.ddn import DDN
@@ -147,32 +147,33 @@ class PerturbedPrompt:
         self, records: Sequence[Record], rows: Sequence[Encoded], radius: float, batch: _Batch
     ) -> list[tuple[Recovery, float]]:
         prompts = prompts_of(batch.target.model, rows, batch.device)
-        norm = _NORMS.get(self.way, L2)()
-        scale = along(norm.norm(prompts.embeds), prompts.embeds)
+        ball = Masked(_NORMS.get(self.way, L2)(radius), prompts.mask[..., None])
+        scale = along(ball.norm(prompts.embeds), prompts.embeds)
         start = prompts.embeds / scale
 
         def predict(x: Tensor) -> Tensor:
             return prompts.logits(x * scale)
 
-        found = self._perturbed(predict, start, prompts.labels, radius)
-        found = start + _NORMS.get(self.way, L2)(radius).project(found - start)
-        lengths = norm.norm(found - start).tolist()
+        found = self._perturbed(predict, start, prompts.labels, ball)
+        found = start + ball.project(found - start)
+        lengths = ball.norm(found - start).tolist()
         said = answers(batch.target, records, rows, found * scale, prompts.mask, batch.encoding)
         return [
             (_told(recovery, self.way, length), length)
             for recovery, length in zip(said, lengths, strict=True)
         ]
 
-    def _perturbed(self, predict: Predict, start: Tensor, labels: Tensor, radius: float) -> Tensor:
-        """The prompts' embeddings after the attack, which may lie beyond the radius."""
+    def _perturbed(self, predict: Predict, start: Tensor, labels: Tensor, ball: Ball) -> Tensor:
+        """The prompts' embeddings after the attack, which may lie beyond the ball."""
         if self.way == "deepfool":
             wanted = torch.ones(len(start), dtype=torch.long, device=start.device)
             return DeepFool(_Said(predict, labels), steps=self.steps, targeted=True).perturb(start, wanted)
-        moved: Tensor = self._made(predict, radius, start[0].numel()).perturb(start, labels)
+        moved: Tensor = self._made(predict, ball, start[0].numel()).perturb(start, labels)
         return moved
 
-    def _made(self, predict: Predict, radius: float, coordinates: int) -> Any:
+    def _made(self, predict: Predict, ball: Ball, coordinates: int) -> Any:
         """The attack itself, at most as far as a relative norm."""
+        radius = ball.radius
         if self.way in ("fgsm", "fgm"):
             return {"fgsm": fgsm, "fgm": fgm}[self.way](predict, margin, radius, targeted=True)
         if self.way == "ddn":
@@ -183,7 +184,6 @@ class PerturbedPrompt:
             return CarliniWagner(predict, search=search, size=size, targeted=True)
         if self.way == "elastic-net":
             return ElasticNet(predict, beta=1e-3, search=search, size=0.01, targeted=True)
-        ball: Ball = _NORMS.get(self.way, L2)(radius)
         if self.way in ("nes", "spsa", "nattack"):
             return self._blind(predict, ball, coordinates)
         if self.way == "momentum":
