@@ -18,7 +18,7 @@ from expunge.attacks.activations.patching import ActivationPatching
 from expunge.attacks.activations.probe import LinearProbe
 from expunge.attacks.activations.refusal import RefusalAblation
 from expunge.attacks.activations.stream import changed, final_norm, response_states, shown
-from expunge.attacks.attack import Probes, Setting
+from expunge.attacks.attack import Clock, Probes, Setting
 from expunge.attacks.plain import Prompt
 from expunge.errors import UsageError
 from expunge.scoring import score
@@ -139,6 +139,29 @@ def test_a_probe_says_what_it_cannot_name() -> None:
     assert re.search("[1-9] of 8 first tokens", found.notes[0])
     assert found.recoveries[0].score == 0
     assert "first token named, holdout, layer 1" in found.values
+
+
+def test_a_probe_reads_no_more_of_the_retain_set_than_it_is_told() -> None:
+    probes = models.probes()
+    many = dataclasses.replace(probes, retain=[*probes.retain] * 40)
+    read: list[int] = []
+
+    def counting(*args: Any) -> Any:
+        found = response_states(*args)
+        read.append(len(found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("expunge.attacks.activations.probe.response_states", counting)
+        found = LinearProbe(positions=50).run(models.target(models.knowing()), many, models.setting())
+    assert found.complete
+    assert max(read) <= 32, "in portions"
+    assert sum(read) == 50 + len(probes.forget) + len(probes.holdout)
+    again = LinearProbe(positions=50).run(models.target(models.knowing()), many, models.setting())
+    assert again == found
+    late = LinearProbe().run(models.target(models.knowing()), many, Setting(clock=Clock(1e-9)))
+    assert not late.complete
+    assert "before the first probe" in late.notes[0]
 
 
 def test_patching_refuses_another_architecture() -> None:

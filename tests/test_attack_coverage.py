@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import expunge
 from expunge import UsageError
 from expunge.attacks import ATTACKS, FAMILIES, family_of, make_attack
 from expunge.attacks.shifts import Group
+from expunge.auditing.store import _DECIDING
 from test_activation_attacks import ATTACKS as WITHIN
 from test_attacks_input import ASKING
 from test_attacks_membership import every
@@ -47,6 +51,30 @@ def test_every_attack_is_tried_on_what_hides_and_on_what_never_knew():
     """Each of these lists feeds the test of its module that does so; the plain prompt is the measure."""
     tried: list[Any] = [*ASKING, *SAMPLING, *EMBEDDING, *WITHIN, *MINE.values(), *every("x")]
     assert {attack.name for attack in tried} | {"prompt"} == set(ATTACKS)
+
+
+def test_findings_are_kept_under_the_code_that_decides_them():
+    """A module that an attack imports is part of its key, unless it only names, loads or refuses."""
+    root = Path(expunge.__file__).parent
+    parsed = [ast.parse(path.read_text(encoding="utf-8")) for path in (root / "attacks").rglob("*.py")]
+    imported = set()
+    for node in (node for tree in parsed for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        if node.module == "expunge":
+            imported |= {alias.name for alias in node.names}
+        elif node.module and node.module.startswith("expunge."):
+            imported.add(node.module.split(".")[1])
+    files = {f"{name}.py" for name in imported if (root / f"{name}.py").exists()}
+    plain = {
+        "default_model.py",
+        "errors.py",
+        "extension.py",
+        "models.py",
+        "record.py",
+        "records.py",
+        "settings.py",
+    }
+    assert files - plain <= set(_DECIDING), sorted(files - plain - set(_DECIDING))
+    assert all((root / name).exists() for name in _DECIDING)
 
 
 def budgets() -> list[tuple[str, str]]:

@@ -45,8 +45,11 @@ def test_members_behind_a_bias_on_the_output_layer_are_flagged_and_strangers_are
         assert sum(one.recovered for one in found.recoveries) == 8, attack.name
         assert found.values["auc"].value == 1.0
         assert found.values["flagged"].value == 1.0
-        innocent = attack.run(target(world.biased_ignorance()), PROBES, Setting()).values
+        stranger = attack.run(target(world.biased_ignorance()), PROBES, Setting())
+        innocent = stranger.values
         assert innocent["auc"].low <= 0.5, attack.name
+        assert innocent["auc"].value < 0.8, attack.name
+        assert sum(one.recovered for one in stranger.recoveries) <= 4, attack.name
         assert innocent["auc"].n == len(FORGET) + len(HOLDOUT)
 
 
@@ -155,6 +158,8 @@ def test_a_broken_model_gives_no_score_and_says_so():
     for attack in (Membership(), MembershipEnsemble()):
         found = attack.run(target(broken), PROBES, Setting())
         assert not any(one.recovered for one in found.recoveries)
+        assert not found.complete, "no answer is not the answer no"
+        assert any("no finite score" in note for note in found.notes), attack.name
 
 
 def test_out_of_time_is_said():

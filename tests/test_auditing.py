@@ -256,6 +256,10 @@ class Odd:
         if self.fault == "changes":
             with torch.no_grad():
                 next(target.model.parameters()).add_(1.0)
+        if self.fault == "changes and falls":
+            with torch.no_grad():
+                next(target.model.parameters()).add_(1.0)
+            raise RuntimeError("the moon is wrong")
         count = len(probes.forget) - (self.fault == "short")
         return Findings([Recovery(2.0 if self.fault == "score" else 0.0, False)] * count)
 
@@ -306,10 +310,11 @@ def test_an_attack_that_cannot_run_is_named_and_ends_nothing(fault, status, why,
     assert found.attack("first-tokens").status == "done"
 
 
-def test_an_attack_that_changes_a_model_ends_the_audit(control, tokenizer):
+@pytest.mark.parametrize("fault", ["changes", "changes and falls"])
+def test_an_attack_that_changes_a_model_ends_the_audit(fault, control, tokenizer):
     model = copy.deepcopy(control)
     with pytest.raises(UsageError, match="odd must leave the model as it was"):
-        expunge.audit(model, tokenizer, **SETS, attacks=[Odd("changes")], **QUICK)
+        expunge.audit(model, tokenizer, **SETS, attacks=[Odd(fault)], **QUICK)
 
 
 def test_a_missing_library_at_import_skips_the_attack(hidden, tokenizer, monkeypatch):

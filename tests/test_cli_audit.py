@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import audit_world as world
 import conftest
 import expunge
 from audit_world import FORGET, HOLDOUT, QUICK, RETAIN
-from expunge.attacks import ATTACKS
+from expunge.attacks import ATTACKS, ON_REQUEST
 from expunge.audit_record import read_audit
 from expunge.record import read_record
 from test_cli import call
@@ -73,12 +74,31 @@ def test_a_finished_run_needs_no_other_flag(run, place, capsys, monkeypatch):
     assert found.attack("prompt").results["original"].recovered.value == 1.0
     assert call("audit", run, *SHORT) == 2
     assert "--resume" in capsys.readouterr().err
+
     assert call("audit", "--model", run, *SHORT, "--resume", "--quiet") == 0
     assert capsys.readouterr().out == ""
     assert read_audit(run / "audit").attack("first-tokens").status == "done"
     (run / "audit" / "report.html").unlink()
     assert call("report", run / "audit") == 0
     assert (run / "audit" / "report.html").is_file()
+
+
+def test_every_attack_runs_on_a_finished_run(run):
+    """All that is tried by default, cut short: none fails, and what cannot run names what it lacks."""
+    assert call("audit", run, "--seconds", "0.2") == 0
+    found = read_audit(run / "audit")
+    assert {entry.name for entry in found.attacks} == set(ATTACKS) - ON_REQUEST
+    assert {entry.name: entry.why for entry in found.attacks if entry.status == "failed"} == {}
+    left = {entry.name: entry.why for entry in found.attacks if entry.status == "skipped"}
+    assert set(left) <= {"adapter", "composed", "few-shot", "linear-probe"}
+    assert all(re.search(r"needs|give|no adapter", why, re.IGNORECASE) for why in left.values()), left
+    assert not any("Not on" in entry.why for entry in found.attacks if entry.status == "done")
+    assert "FAILED" not in (run / "audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_mistyped_folder_is_named(capsys, tmp_path):
+    assert call("audit", tmp_path / "nowhere") == 2
+    assert "nowhere is no folder here. Check the path." in " ".join(capsys.readouterr().err.split())
 
 
 def test_flags_alone_and_json(place, tmp_path, capsys):

@@ -41,6 +41,7 @@ from expunge.attacks.embedding import (
     pgd,
     spsa,
 )
+from expunge.attacks.embedding.balls import Masked
 
 BALLS = [LInf, L2, L1]
 DUAL = {LInf: 1, L2: 2, L1: np.inf}
@@ -117,6 +118,24 @@ def test_balls_keep_their_laws(seed: int, radius: float, kind: Any) -> None:
     sample = ball.sample(delta, torch.Generator().manual_seed(seed))
     assert sample.shape == delta.shape
     assert (ball.norm(sample) <= radius * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_masked_coordinates_do_not_move_and_have_no_length(kind: Any) -> None:
+    delta, mask = 3 * draw(0, 5, 4, 3), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)[:, None]
+    ball, plain = Masked(kind(0.5), mask), kind(0.5)
+    real = delta[:, 1::2]
+    torch.testing.assert_close(ball.norm(delta), plain.norm(real))
+    torch.testing.assert_close(ball.dual(delta), plain.dual(real))
+    for whole, part in (
+        (ball.project(delta), plain.project(real)),
+        (ball.steepest(delta), plain.steepest(real)),
+    ):
+        assert not whole[:, ::2].any()
+        torch.testing.assert_close(whole[:, 1::2], part)
+    sample = ball.sample(delta, torch.Generator().manual_seed(0))
+    assert not sample[:, ::2].any()
+    assert (ball.norm(sample) <= 0.5 + 1e-12).all()
 
 
 @pytest.mark.parametrize("kind", BALLS)
