@@ -15,7 +15,7 @@ from expunge.methods import Method, ngdiff
 from expunge.objectives import NLL
 from expunge.records import normalised, read_records
 from expunge.refusals import REFUSALS
-from expunge.sampling import sample_texts
+from expunge.sampling import full_sentences, sample_texts
 from expunge.self_retain import mentions, touches, write_retain
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant
@@ -206,3 +206,27 @@ def test_given_pairs_are_used_and_must_fit(tokenizer, tmp_path):
     assert {r.response for r in run.records["idk"]} == {"No."}
     with pytest.raises(ValueError, match="one row per forget row"):
         Unlearner(*settings, derived_datasets={"idk": pairs[:3]})
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("It rained. The river rose 3.5 m and the bri", "It rained."),
+        ('He said: "Stay!" Then she', 'He said: "Stay!"'),
+        ("雨が降った。川が", "雨が降った。"),
+        ("no stop at all", "no stop at all"),
+        ("All is said.", "All is said."),
+    ],
+)
+def test_a_text_is_cut_after_its_last_sentence(text, kept):
+    assert full_sentences(text) == kept
+
+
+def test_only_what_the_limit_ended_is_cut(means, tokenizer, monkeypatch):
+    """A text that its end token ended stays as it is, whatever stands at its end."""
+    monkeypatch.setattr("expunge.sampling.full_sentences", lambda text: f"cut {text}")
+    prompts = [encode([record], tokenizer, template="none")[0].input_ids[:4] for record in forget()]
+    words = {"tokens": 30, "seed": 0, "whole": True}
+    for ends in ([], list(range(tokenizer.vocab_size))):
+        texts = sample_texts(means.model, tokenizer, prompts, ends=ends, **words)
+        assert all(text.startswith("cut ") for text in texts) == (not ends)

@@ -178,13 +178,14 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
     for settings, weighting, rule, name in (
         ({"weighting": "mgda"}, "TorchJD(MGDAWeighting", "schedule", "ngdiff+mgda"),
         ({"weighting": f"{mine}:Halves", "step_size": "gen"}, "Halves()", "GeN(", "ngdiff+Halves+gen"),
-        ({"step_size": "within-budget"}, "Normalized()", "WithinBudget(", "ngdiff+within-budget"),
+        ({"step_size": "within-budget"}, "Normalized(", "WithinBudget(", "ngdiff+within-budget"),
         (
             {"step_size": "schedule", "method": "ngdiff-gen"},
-            "Normalized()",
+            "Normalized(",
             "schedule",
             "ngdiff-gen+schedule",
         ),
+        ({"selector": "content-words"}, "Normalized(", "schedule", "ngdiff+@content-words"),
     ):
         sets = {"forget": tuple(FORGET), "retain": tuple(RETAIN)}
         record = expunge.unlearn(model_folder, **sets, **QUICK, **settings).record
@@ -192,6 +193,8 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         assert record.configuration["weighting"].startswith(weighting)
         assert record.configuration["step_size"].startswith(rule)
         assert len(record.history) == 2
+        forget = next(name for name in record.history[0].losses if "forget" in name)
+        assert forget.endswith("@content-words") == ("selector" in settings)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +206,7 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         ({"weighting": "krum"}, r"as many objectives as there are \(2\)"),
         ({"step_size": "genn"}, "Did you mean gen"),
         ({"step_size": "{}:Halves"}, "must be a StepSize; .* is Halves"),
+        ({"selector": "entity"}, "--set selector must be one of all, .* Did you mean"),
         ({"method": "grad-ascent", "weighting": "bi-level"}, r"as many objectives as there are \(1\)"),
         ({"method": "grad-ascent", "step_size": "gen"}, "must read retain records"),
     ],

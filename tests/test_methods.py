@@ -34,6 +34,7 @@ def test_every_recipe_bears_its_name_its_equation_and_its_source(name):
     assert first.endswith(".")
     assert "\\" not in first  # `expunge list methods` prints it
     assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    assert text.count("$") >= 2, "an equation"
     body = inspect.getsource(recipe).rsplit('"""', 1)[1]
     assert len(body.strip().splitlines()) <= 8  # a recipe reads like its equation
     assert len(body) < len(text)

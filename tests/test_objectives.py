@@ -388,3 +388,16 @@ def test_parameters_out_of_range_are_refused(make, message):
 def test_what_is_missing_is_named(objective, missing, message):
     with pytest.raises(ValueError, match=message):
         objective(replace(tokens(), **missing))
+
+
+def test_a_selector_does_not_move_the_places_that_ce_u_counts():
+    """What CE-U leaves alone is the first token of the response, not the first one selected."""
+    t = batch(table(10, 6, 5), table(11, 6, 5), [y % 5 for y in TARGETS], ROWS)
+    whole = CEU()(t)
+    starts = torch.tensor([i == 0 or ROWS[i] != ROWS[i - 1] for i in range(6)])
+    assert not whole[starts].any()
+    assert whole[~starts].all()
+    last = torch.tensor([i == 5 or ROWS[i] != ROWS[i + 1] for i in range(6)])
+    chosen = Selected(CEU(), "entities")(replace(t, selected=last))
+    torch.testing.assert_close(chosen, whole[last])
+    assert chosen[~starts[last]].all(), "one token selected, not the first of its response, counts"

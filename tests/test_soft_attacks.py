@@ -76,9 +76,9 @@ def test_a_bias_on_the_output_layer_hides_nothing_either(attack: Any) -> None:
 def test_a_random_direction_as_long_is_no_attack_on_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search counts there; a filter within is passed by any shift of the prompt."""
 
-    def random(_: Any, __: Any, start: torch.Tensor, ___: Any, radius: float) -> torch.Tensor:
+    def random(_: Any, __: Any, start: torch.Tensor, ___: Any, ball: Any) -> torch.Tensor:
         step = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-        return start + radius * step / step.flatten(1).norm(dim=1)[:, None, None]
+        return start + ball.radius * step / step.flatten(1).norm(dim=1)[:, None, None]
 
     monkeypatch.setattr(PerturbedPrompt, "_perturbed", random)
     blind = PerturbedPrompt("pgd-l2", radius=0.1, levels=4, steps=1)

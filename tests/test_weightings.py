@@ -57,7 +57,7 @@ REORDERED: dict[str, Callable[[list[int]], Weighting]] = {
 DRAWN = ["random", "pcgrad", "gradvac"]
 FIRST_IS_SPECIAL = ["pcd"]
 SOLVED_TO = {"cagrad": 1e-3, "fairgrad": 1e-3}  # tolerances of iterative solvers
-UNIT_FREE = [Normalized(), LossNormalized()]
+UNIT_FREE = [Normalized(tolerance=0.0), LossNormalized()]
 HOMOGENEOUS = [DualSpaceMGDA, MinNorm, BiLevel]
 NON_CONFLICTING = {"dual-space-mgda": contracts.CANCELLED, "min-norm": contracts.CANCELLED}
 NON_CONFLICTING |= {"upgrad": 1e-3, "dualproj": 1e-3}  # regularised by 1e-4 of the longest gradient
@@ -222,6 +222,23 @@ def test_ngdiff_is_the_difference_of_unit_gradients():
     cosine = forget @ retain / (forget.norm() * retain.norm())
     torch.testing.assert_close(direction @ retain, retain.norm() * (1 - cosine))
     torch.testing.assert_close(direction @ forget, -forget.norm() * (1 - cosine))
+
+
+@given(gradients=contracts.jacobians(decades=6), power=st.integers(-2, 2))
+@settings(max_examples=50, deadline=None)
+def test_ngdiff_ignores_units_as_far_as_its_precision(gradients, power):
+    scales = 10.0 ** (power * torch.linspace(-1, 1, len(gradients), dtype=torch.float64))
+    lengths = torch.stack([gradients.norm(dim=1), gradients.norm(dim=1) * scales])
+    if float((lengths.amax(1) / lengths.amin(1).clamp_min(1e-300)).max()) < 1e6:
+        contracts.assert_direction_invariant_to_units(Normalized(), gradients, scales)
+
+
+def test_rounding_is_not_brought_to_unit_length():
+    gramian = torch.diag(torch.tensor([1e-14, 1.0, 4.0], dtype=torch.float64))  # 1e-7 of the others
+    assert Normalized()(gramian, torch.zeros(3)).tolist() == [0.0, 1.0, 0.5]
+    assert Normalized(tolerance=0.0)(gramian, torch.zeros(3))[0] == pytest.approx(1e7)
+    with pytest.raises(ValueError, match="`tolerance` must be at least 0 and below 1; got 1"):
+        Normalized(tolerance=1.0)
 
 
 def test_a_vanished_gradient_or_loss_gets_no_weight():

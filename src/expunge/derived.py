@@ -196,6 +196,7 @@ def _generate(forget: Records, wanted: Sequence[int], means: Means) -> dict[int,
             tokens=means.tokens,
             seed=means.seed * ATTEMPTS + attempt,
             precision=means.precision,
+            whole=True,
         )
         for i, text in zip(left, texts, strict=True):
             answer = text.split("Question:")[0].strip()

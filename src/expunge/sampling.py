@@ -6,6 +6,7 @@ Used for data that a run derives from its own model, and by attacks. Knows promp
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -19,6 +20,9 @@ from expunge.inference import evaluating, model_context
 ROWS = 16
 """Prompts continued at once."""
 
+_STOPS = re.compile(r"""[.!?…]["'”’)\]]*(?=\s|$)|[。！？]""")
+"""Where a sentence ends."""
+
 
 def sample_texts(
     model: nn.Module,
@@ -31,6 +35,7 @@ def sample_texts(
     precision: Literal["fp32", "bf16"] = "fp32",
     temperature: float = 1.0,
     rows: int = ROWS,
+    whole: bool = False,
 ) -> list[str]:
     """One sampled continuation per prompt. The caller's random state is left as it was.
 
@@ -44,10 +49,13 @@ def sample_texts(
         precision: Of the forward passes.
         temperature: Logits are divided by it; positive.
         rows: Prompts continued at once.
+        whole: Cut a text that the limit ended after its last full sentence, where it has one: whoever trains
+            on it would teach the model to stop in the middle of another.
     """
     plain = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with evaluating(model, precision) as device, _seeded(seed, device):
-        return [texts[0] for texts in _texts(model, tokenizer, prompts, ends, tokens, rows, plain)]
+        found = _texts(model, tokenizer, prompts, ends, tokens, rows, plain, whole=whole)
+        return [texts[0] for texts in found]
 
 
 def beam_texts(
@@ -84,6 +92,8 @@ def _texts(
     tokens: int,
     rows: int,
     options: Mapping[str, Any],
+    *,
+    whole: bool = False,
 ) -> list[list[str]]:
     """Texts of every prompt, in batches of like length; one empty text where there is no room."""
     generator = next((module for module in model.modules() if isinstance(module, GenerationMixin)), None)
@@ -96,7 +106,7 @@ def _texts(
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             room = min(tokens, context - max(len(prompts[i]) for i in chosen))
-            found = _continue(generator, tokenizer, [prompts[i] for i in chosen], room, ends)
+            found = _continue(generator, tokenizer, [prompts[i] for i in chosen], room, ends, whole=whole)
             each = len(found) // len(chosen)
             for n, i in enumerate(chosen):
                 texts[i] = found[n * each : (n + 1) * each]
@@ -109,14 +119,28 @@ def _continue(
     prompts: Sequence[tuple[int, ...]],
     room: int,
     ends: Sequence[int],
+    *,
+    whole: bool,
 ) -> list[str]:
     ids, mask = left_padded(prompts, next(cast(nn.Module, model).parameters()).device)
     out = cast(Any, model).generate(ids, attention_mask=mask, max_new_tokens=room)
     texts = []
     for row in out[:, ids.shape[1] :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(str(tokenizer.decode(row[:stop], skip_special_tokens=True)).strip())
+        text = str(tokenizer.decode(row[:stop], skip_special_tokens=True)).strip()
+        texts.append(full_sentences(text) if whole and stop == len(row) else text)
     return texts
+
+
+def full_sentences(text: str) -> str:
+    """A text up to its last full stop; as it is where there is none.
+
+    Example:
+        >>> full_sentences("It rained. The river 3.5 m high ro")
+        'It rained.'
+    """
+    stops = list(_STOPS.finditer(text))
+    return text[: stops[-1].end()] if stops else text
 
 
 def left_padded(

@@ -63,6 +63,7 @@ def write_retain(forget: Records, count: int, means: Means) -> Derived:
             tokens=TOKENS,
             seed=means.seed + drawn,
             precision=means.precision,
+            whole=True,
         )
         for prompt, text in zip(prompts, texts, strict=True):
             if words(text) and fits(prompt, text, means) and not touches(text, names, pairs):

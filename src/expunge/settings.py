@@ -19,10 +19,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from expunge import output
 from expunge.arguments import UnlearningArguments
+from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
+from expunge.objectives import Objective, Selected
 from expunge.run_options import RunOptions
+from expunge.selectors import SELECTORS
 from expunge.step_sizes import STEP_SIZES, StepSize
 from expunge.weightings import WEIGHTINGS, Weighting
 
@@ -42,7 +45,8 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
     """A recipe by name with its arguments taken from `settings`, and the settings left over.
 
     `weighting` and `step_size` replace the recipe's own, by a name from `WEIGHTINGS` or `STEP_SIZES`, or from
-    the user's file likewise.
+    the user's file likewise. `selector` lets the objectives on forget records count chosen tokens alone
+    (`SELECTORS`).
 
     A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a
     function that returns one. The code of that file runs.
@@ -68,8 +72,12 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
 
 
 def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """With another weighting or step size where the settings name one; the name says so."""
-    rest, parts, names = dict(settings), {}, [method.name]
+    """With another weighting, step size or selector where the settings name one; the name says so."""
+    rest, names = dict(settings), [method.name]
+    parts: dict[str, Any] = {}
+    if "selector" in rest:
+        parts["objectives"] = _selective(method, chosen := str(rest.pop("selector")))
+        names.append(f"@{chosen.rpartition(':')[2]}")
     for key, (known, kind) in _PARTS.items():
         if key in rest:
             chosen = rest.pop(key)
@@ -81,6 +89,19 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
         return dataclasses.replace(method, name="+".join(names), **parts), rest
     except ValueError as error:
         raise UsageError(f"--set was refused: {error}") from None
+
+
+def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
+    """The objectives, those that read forget records on chosen tokens alone."""
+    if not names_object(selector) and selector not in SELECTORS:
+        raise UsageError(
+            f"--set selector must be one of {', '.join(SELECTORS)}, or FILE.py:NAME; got {selector!r}. "
+            f"{nearest(selector, SELECTORS)}".rstrip()
+        )
+    try:
+        return tuple(Selected(one, selector) if is_forget(one.source) else one for one in method.objectives)
+    except ValueError as error:
+        raise UsageError(f"--set selector was refused by method {method.name}: {error}") from None
 
 
 _PARTS: Mapping[str, tuple[Mapping[str, Callable[..., Any] | None], type]] = {

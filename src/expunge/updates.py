@@ -6,9 +6,9 @@ tensors only and know no model, no Trainer and no objective:
 
 Settings choose them: `update=sign`, `update=zeroth-order`.
 
-* `sign_gradient` before the optimizer, with plain SGD: signSGD. `sign_update` after any optimizer: 1-bit
-  Adam and its kin. Both give every coordinate the same step length, so the angles to the objectives'
-  gradients change; the guarantees of a weighting hold for d, not for its sign.
+* `sign_update` after any optimizer: signSGD, 1-bit Adam and their kin. It gives every coordinate the same
+  step length, so the angles to the objectives' gradients change; the guarantees of a weighting hold for d,
+  not for its sign.
 * `ZerothOrder` replaces backward passes by forward passes along random directions. The estimated
   Gramian of all objectives comes with it, so any weighting goes with it.
 """
@@ -21,26 +21,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-
-def sign_gradient(parameters: Sequence[nn.Parameter]) -> None:
-    r"""Replace `.grad` by its sign, in place: $Q(m; 1) = \mathrm{sign}(m)$; zero stays zero.
-
-    Before an optimizer without momentum (SGD) this is signSGD. Clipping by norm belongs before it.
-
-    Example:
-        >>> p = nn.Parameter(torch.zeros(3))
-        >>> p.grad = torch.tensor([0.2, -7., 0.])
-        >>> sign_gradient([p])
-        >>> p.grad
-        tensor([ 1., -1.,  0.])
-
-    Reference:
-        Bernstein et al. (2018), arXiv 1802.04434; Lang et al. (2025), arXiv 2510.00761.
-    """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.sign_()
 
 
 def sign_update(parameters: Sequence[Tensor], before: Sequence[Tensor], learning_rate: float) -> None:
@@ -163,8 +143,9 @@ class ZerothOrder:
                 assert parameter.grad is not None
                 parameter.grad.add_(direction, alpha=share)
 
-    def _seeds(self, seed: int) -> range:
-        return range(seed * self.queries, (seed + 1) * self.queries)
+    def _seeds(self, seed: int) -> list[int]:
+        """One per direction, as generators take them."""
+        return [(seed * self.queries + i) % 2**63 for i in range(self.queries)]
 
     def _slopes(
         self,

@@ -107,6 +107,10 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
 def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
     r"""NGDiff as published: the normalised difference under the GeN learning rate.
 
+    $d = \nabla L_R/\lVert \nabla L_R \rVert - \nabla L_F/\lVert \nabla L_F \rVert$ with both NLLs, and
+    $\eta^* = \eta\, a / b$, the minimum of the parabola through the retain losses at $\theta$ and
+    $\theta \mp \eta u$.
+
     Args:
         every: Optimizer steps between measurements of η.
         tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from expunge.objectives._others import without_target
@@ -44,11 +43,4 @@ class CEU(Objective):
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
         aim = without_target(tokens.scores.detach(), tokens.targets).softmax(1)
         values = F.cross_entropy(tokens.scores, aim, reduction="none")
-        return values * (_places(tokens.rows) >= self.skip)
-
-
-def _places(rows: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
-    """Place of every position within its row, from 0."""
-    _, owner, lengths = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
-    starts: Tensor = lengths.cumsum(0) - lengths
-    return torch.arange(len(rows), device=rows.device) - starts[owner]
+        return values * (tokens.places >= self.skip)

@@ -73,6 +73,7 @@ def kept(tokens: TokenLogits, mask: Bool[Tensor, " k"]) -> TokenLogits:
         hidden=_rows_of(tokens.hidden, mask),
         reference=reference,
         paired=None if other is None else kept(other, torch.isin(other.rows, rows)),
+        counted=tokens.places[mask],
     )
 
 

@@ -41,6 +41,8 @@ class TokenLogits:
         hidden: Layer -> residual stream after that many blocks (0: embeddings), for objectives that need it.
         reference: The reference model at these positions, for objectives that need it.
         paired: The same rows with their other response, in the same order, for objectives on pairs.
+        counted: Place of each position within its whole response, from 0, where some were left out; None
+            where none was (`places`).
     """
 
     logits: Float[Tensor, "k v"]
@@ -50,6 +52,16 @@ class TokenLogits:
     hidden: Mapping[int, Float[Tensor, "k d"]] = field(default_factory=dict)
     reference: Reference | None = None
     paired: TokenLogits | None = None
+    counted: Int[Tensor, " k"] | None = None
+
+    @property
+    def places(self) -> Int[Tensor, " k"]:
+        """Place of every position within its row's response, from 0."""
+        if self.counted is not None:
+            return self.counted
+        _, owner, lengths = torch.unique_consecutive(self.rows, return_inverse=True, return_counts=True)
+        starts: Tensor = lengths.cumsum(0) - lengths
+        return torch.arange(len(self.rows), device=self.rows.device) - starts[owner]
 
     @cached_property
     def scores(self) -> Float[Tensor, "k v"]:

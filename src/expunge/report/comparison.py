@@ -100,7 +100,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
 
 
 def _ends(comparison: Comparison, setting: Setting) -> str:
-    """How the trials of a setting ended, with how many of each."""
+    """How the trials of a setting ended, with how many of each; and the step whose state was returned."""
     ends = [_end(trial) for trial in comparison.of(setting)]
     counts = {end: ends.count(end) for end in dict.fromkeys(ends)}
     if len(ends) == 1:
@@ -109,7 +109,10 @@ def _ends(comparison: Comparison, setting: Setting) -> str:
 
 
 def _end(trial: TrialEntry) -> str:
-    return trial.stop.reason if trial.status == "done" and trial.stop else _STATUS[trial.status]
+    if trial.status != "done" or trial.stop is None:
+        return _STATUS[trial.status]
+    back = trial.stop.restored_step
+    return trial.stop.reason if back is None else f"{trial.stop.reason}, back at {back}"
 
 
 def _outcome(trial: TrialEntry) -> str:
