@@ -22,9 +22,9 @@ WHOLE = {
 }
 
 
-def run(folder, method, steps, tmp_path):
+def run(folder, method, steps, tmp_path, **more):
     sets = {name: tuple(rows) for name, rows in SETS.items()}
-    settings = WHOLE | {"template": "none", "learning_rate": 1e-3, "max_steps": steps, "seed": 0}
+    settings = WHOLE | {"template": "none", "learning_rate": 1e-3, "max_steps": steps, "seed": 0} | more
     return expunge.unlearn(folder, **sets, method=method, output=tmp_path / f"{method}-{steps}", **settings)
 
 
@@ -74,3 +74,22 @@ def test_the_divergence_of_kl_min_is_that_from_the_start_over_response_tokens(mo
     expected = (start.exp() * (start - moved)).sum(1).mean()
     assert float(expected) > 1e-5
     assert of(second.history[1].losses, "kl") == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_what_rmu_keeps_is_every_entry_of_every_response_token(model_folder, tmp_path):
+    """A peer broadcasts sums of (b,) against lengths of (b, 1): every row by every length."""
+    run(model_folder, "rmu", 1, tmp_path, layer=1)
+    second = run(model_folder, "rmu", 2, tmp_path, layer=1).record
+    states = []
+    for folder in (model_folder, tmp_path / "rmu-1" / "model"):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        records = [Record(row["prompt"], row["response"]) for row in SETS["retain"]]
+        rows = encode(records, tokenizer, template="none")
+        with torch.no_grad():
+            seen = [
+                model(torch.tensor([r.input_ids]), output_hidden_states=True).hidden_states[1] for r in rows
+            ]
+        states.append([s[0, r.prompt_length - 1 : -1].double() for s, r in zip(seen, rows, strict=True)])
+    moved = torch.cat([(a - b).square() for a, b in zip(*states, strict=True)])
+    assert float(moved.mean()) > 1e-12
+    assert of(second.history[1].losses, "activations") == pytest.approx(float(moved.mean()), rel=1e-3)
