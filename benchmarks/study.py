@@ -211,8 +211,10 @@ def compare_all(model: Path, folder: Path, common: dict[str, Any], jobs: list[Jo
         started = time.perf_counter()
         found = compare(model, methods=[method], seeds=seeds, grid=grid, output=folder, resume=True, **common)
         print(f"{method} {grid} {seeds}: {time.perf_counter() - started:.0f} s", flush=True)
-        if any(t.status == "interrupted" for t in found.trials if t.method == method and t.seed in seeds):
-            raise SystemExit(130)  # of this job: an earlier one may still wait for its turn
+        mine = [t for t in found.trials if (t.method, t.varied.keys()) == (method, grid.keys())]
+        mine = [t for t in mine if t.seed in seeds and all(t.varied[key] in grid[key] for key in grid)]
+        if any(trial.status == "interrupted" for trial in mine):
+            raise SystemExit(130)  # an interrupted trial of another job may wait for its turn
 
 
 def best(found: Comparison, tuned: Sequence[str]) -> list[tuple[str, Grid]]:
