@@ -98,7 +98,9 @@ def test_every_attack_runs_on_a_finished_run(run):
 
 def test_a_mistyped_folder_is_named(capsys, tmp_path):
     assert call("audit", tmp_path / "nowhere") == 2
-    assert "nowhere is no folder here. Check the path." in " ".join(capsys.readouterr().err.split())
+    assert "nowhere is no folder here. Check the path, or give --output DIR." in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_flags_alone_and_json(place, tmp_path, capsys):

@@ -113,14 +113,11 @@ def _beside_run(subject: str) -> Path:
     from expunge.auditing.run_folder import run_folder
 
     if run_folder(subject) is None:
-        if not Path(subject).expanduser().exists():
-            raise UsageError(
-                f"audit needs a run's folder, or a model and --output DIR; {subject} is no folder here. "
-                "Check the path."
-            )
+        there = Path(subject).expanduser().exists()
+        why = "none. Give" if there else "no folder here. Check the path, or give"
         raise UsageError(
-            f"audit needs a folder to write to, unless it is given that of a run; {subject} is none. "
-            "Give --output DIR."
+            "audit needs a folder to write to, unless it is given that of a run; "
+            f"{subject} is {why} --output DIR."
         )
     return Path(subject).expanduser() / "audit"
 
