@@ -132,10 +132,10 @@ def of_few_authors(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     from expunge.benchmarks.tofu.data import FORGET
 
     kept = (options.data / f"{FORGET[options.tofu]}.jsonl").read_text(encoding="utf-8").splitlines()
-    if options.kept + options.unseen > len(kept):
+    if not 1 <= options.unseen <= len(kept) - options.kept:
         raise SystemExit(
-            f"--kept and --unseen must leave each other room in {len(kept)} rows of the retain set; "
-            f"got {options.kept} and {options.unseen}."
+            f"--unseen must be at least 1, and leave --kept room in {len(kept)} rows of the retain set; "
+            f"got {options.unseen} beside {options.kept}."
         )
     forget = (options.data / f"{options.tofu}.jsonl").read_text(encoding="utf-8").splitlines()
     parts = {"forget": forget, "retain": kept[: options.kept], "holdout": kept[-options.unseen :]}

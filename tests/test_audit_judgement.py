@@ -159,13 +159,13 @@ def test_attacks_cut_short_do_not_support_that_nothing_is_left():
     several = [ended("a", "input"), ended("b", "input"), ended("c", "weights"), short("d", "weights")]
     assert word_of(*several) == "erased"
     judged = verdict([ended("prompt", "none"), *several], None)
-    assert any("d ran out of time" in reason for reason in judged.reasons)
+    assert any("d did not come to an end." in reason for reason in judged.reasons)
 
 
 def test_what_was_cut_short_is_named_in_the_sentence():
     judged = verdict([ended("prompt", "none"), ended("a", "input"), short("b", "input")], None)
     assert "b did not come to an end" in judged.sentence
-    assert "Give more --seconds." in judged.sentence
+    assert "More --seconds help where time ran out." in judged.sentence
     two = [ended("a", "input"), ended("e", "input"), short("c", "weights")]
     assert "no other of the same family" in verdict([ended("prompt", "none"), *two], None).sentence
 
@@ -280,7 +280,7 @@ def test_it_works_where_the_original_gives_more_in_part_or_the_unlearned_model_g
     assert judge({"unlearned": result(0), "control": result(0)}).outcome == "within", "it was not asked"
     late = judge({"unlearned": result(0), "control": result(0), "original": result(0, complete=False)})
     assert late.outcome == "unfinished"
-    assert "worked on the original" in late.sentence
+    assert "on the original" in late.sentence
     plain = ended("prompt", "none")
     cut = [
         entry(f"cut-{i}", "input", unlearned=result(0), control=result(0), original=result(0, complete=False))
@@ -317,11 +317,14 @@ def test_recognised_is_not_brought_back():
     assert loss.judgement.sentence.endswith("no text came back.")
     found = verdict([ended("prompt", "none"), ended("a", "input"), loss], None)
     assert found.word == "suppressed"
-    assert "membership-loss recognises more records as members" in found.sentence
+    assert "membership-loss tells forget records from records never seen better" in found.sentence
     assert "bring" not in found.sentence.replace("none was brought back", "")
     both = [loss, entry("relearn", "weights", unlearned=result(30), **rest)]
     mixed = verdict([ended("prompt", "none"), *both], None).sentence
-    assert "relearn brings back more than the control gives up, and membership-loss recognises more" in mixed
+    assert (
+        "relearn brings back more than the control gives up, and membership-loss tells forget records"
+        in mixed
+    )
     assert "none was brought back" not in mixed
 
 
@@ -402,6 +405,16 @@ def test_strangers_exceed_as_seldom_as_the_level_says():
     assert exceeded / 400 == pytest.approx(0.05, abs=0.03)
 
 
+def test_only_members_that_got_a_score_count():
+    """Where time ran out: 10 of 40 forget records and all 40 others."""
+    cut = told(0.8, complete=False)
+    area = Metric(value=0.8, low=0.8, high=0.8, n=10 + N)
+    cut = cut.model_copy(update={"values": {"auc": area, "flagged": intervals.share([0.0] * 10)}})
+    whole = told(0.8, 10, N)
+    assert area_chance(cut, told(0.5)) == pytest.approx(area_chance(whole, told(0.5)))
+    assert area_chance(cut, told(0.5)) > area_chance(told(0.8), told(0.5))
+
+
 # --- what is borrowed from the original
 
 
@@ -414,7 +427,7 @@ def test_what_is_lent_by_the_original_is_no_finding_beside_holdout_records():
     with_control = {"unlearned": result(14), "control": result(0), "original": result(40)}
     assert judge(with_control, "weights", borrows=True).outcome == "exceeds"
     none = {"unlearned": result(0), "holdout": result(0), "original": result(40)}
-    assert judge(none, "weights", borrows=True).outcome == "within"
+    assert judge(none, "weights", borrows=True).outcome == "blunt", "nor does it support that nothing is left"
     assert {name for name in ATTACKS if borrows(make_attack(name))} == {
         "contrastive", "interpolate", "activation-patching",
     }  # fmt: skip
@@ -577,3 +590,50 @@ def test_a_control_that_nothing_can_check_is_named():
     judged = verdict(asked, None, doubt(result(0), None, None))
     assert judged.word == "suppressed"
     assert any("was not checked" in one for one in judged.reasons)
+
+
+def test_what_is_lent_counts_in_no_worst_case():
+    """Within alone, and together with another's records beyond: without a control it says nothing."""
+    plain = {"unlearned": result(0), "holdout": result(0), "original": result(40)}
+    some = {"unlearned": result(3), "holdout": result(0), "original": result(40)}
+    entries = [
+        entry(**plain),
+        AttackEntry(
+            name="interpolate",
+            family="weights",
+            line="",
+            status="done",
+            results=dict(some),  # type: ignore[arg-type]
+            judgement=judge(some, "weights", borrows=True),  # type: ignore[arg-type]
+        ),
+        entry("prefix", "input", **plain),
+    ]
+    assert telling(entries) == ["prompt", "prefix"]
+    found = verdict(entries, None)
+    assert found.word == "erased"
+    assert any("interpolate told nothing" in reason for reason in found.reasons)
+
+
+def test_fewer_than_five_records_on_a_side_tell_nothing():
+    found = {"unlearned": told(1.0, 40, 40), "control": told(0.2, 4, 4), "original": told(1.0, 40, 40)}
+    judged = judge(found, "membership")
+    assert judged.outcome == "blunt"
+    assert "Too few records (8)" in judged.sentence
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 1.5])
+def test_models_alike_differ_as_seldom_as_the_level_says(shift):
+    """Half the records on the control's side, as where the holdout stands in; areas from 0.5 to 0.86."""
+    draw = np.random.default_rng(0)
+
+    def drawn(n: int) -> Result:
+        members, others = draw.normal(shift, size=(n, 1)), draw.normal(size=(1, n))
+        return told(float((members > others).mean()), n, n)
+
+    differed = [area_chance(drawn(12), drawn(6)) < 0.05 for _ in range(1500)]
+    assert 0.03 < np.mean(differed) < 0.10
+
+
+def test_a_small_control_whose_area_is_high_by_chance_is_no_flood():
+    few = {"unlearned": told(0.8, 4, 4), "control": told(0.75, 4, 4), "original": told(1.0, 4, 4)}
+    assert "Too few records" in judge(few, "membership").sentence

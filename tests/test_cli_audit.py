@@ -93,7 +93,6 @@ def test_every_attack_runs_on_a_finished_run(run):
     assert set(left) <= {"adapter", "composed", "few-shot", "linear-probe"}
     assert all(re.search(r"needs|give|no adapter", why, re.IGNORECASE) for why in left.values()), left
     assert not any("Not on" in entry.why for entry in found.attacks if entry.status == "done")
-    assert "FAILED" not in (run / "audit" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_mistyped_folder_is_named(capsys, tmp_path):

@@ -15,7 +15,7 @@ from expunge.methods import Method, ngdiff
 from expunge.objectives import NLL
 from expunge.records import normalised, read_records
 from expunge.refusals import REFUSALS
-from expunge.sampling import full_sentences, sample_texts
+from expunge.sampling import full_sentences, sample_texts, sample_whole_texts
 from expunge.self_retain import mentions, touches, write_retain
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant
@@ -100,7 +100,8 @@ def test_alternate_answers_are_generated_where_none_are_given(means):
 def test_unusable_samples_give_way_to_another_records_response(means, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "expunge.derived.sample_texts", lambda *args, seed, **_: calls.append(seed) or [""] * len(args[2])
+        "expunge.derived.sample_whole_texts",
+        lambda *args, seed, **_: calls.append(seed) or [""] * len(args[2]),
     )
     made = derive("alternate", forget(), means)
     assert len(set(calls)) == ATTEMPTS
@@ -168,7 +169,7 @@ def test_what_is_written_fits_the_context(means, tokenizer):
 
 def test_a_model_that_writes_only_of_the_forgotten_gives_no_retain_set(means, monkeypatch):
     monkeypatch.setattr(
-        "expunge.self_retain.sample_texts", lambda *args, **_: ["Ada Ash again"] * len(args[2])
+        "expunge.self_retain.sample_whole_texts", lambda *args, **_: ["Ada Ash again"] * len(args[2])
     )
     with pytest.raises(UsageError, match="Give retain records"):
         write_retain(forget(), 3, means)
@@ -226,7 +227,7 @@ def test_only_what_the_limit_ended_is_cut(means, tokenizer, monkeypatch):
     """A text that its end token ended stays as it is, whatever stands at its end."""
     monkeypatch.setattr("expunge.sampling.full_sentences", lambda text: f"cut {text}")
     prompts = [encode([record], tokenizer, template="none")[0].input_ids[:4] for record in forget()]
-    words = {"tokens": 30, "seed": 0, "whole": True}
+    words = {"tokens": 30, "seed": 0}
     for ends in ([], list(range(tokenizer.vocab_size))):
-        texts = sample_texts(means.model, tokenizer, prompts, ends=ends, **words)
+        texts = sample_whole_texts(means.model, tokenizer, prompts, ends=ends, **words)
         assert all(text.startswith("cut ") for text in texts) == (not ends)

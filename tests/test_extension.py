@@ -9,7 +9,8 @@ import expunge
 from expunge import UsageError
 from expunge.cli import app
 from expunge.extension import load_object
-from expunge.methods import METHODS, Method
+from expunge.methods import METHODS, Method, whp
+from expunge.methods.difference import fine_tune
 from expunge.record import read_record
 from expunge.settings import resolve_method
 from expunge.terminal import guarded
@@ -167,7 +168,7 @@ def test_a_resumed_run_takes_the_sets_it_made(model_folder, tmp_path, monkeypatc
     assert first.record.stop.reason == "interrupted"
     assert (tmp_path / "out" / "checkpoints" / "derived" / "alternate.json").is_file()
     monkeypatch.setattr(expunge.unlearner.Unlearner, "after_optimizer", original)
-    monkeypatch.setattr("expunge.derived.sample_texts", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("expunge.derived.sample_whole_texts", lambda *_, **__: pytest.fail("sampled again"))
     second = expunge.unlearn(model_folder, forget=FORGET, retain=RETAIN, resume=True, **settings)
     assert second.record.stop.reason == "step-limit"
     assert second.record.data["alternate"].sha256 == first.record.data["alternate"].sha256
@@ -206,7 +207,7 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         ({"weighting": "krum"}, r"as many objectives as there are \(2\)"),
         ({"step_size": "genn"}, "Did you mean gen"),
         ({"step_size": "{}:Halves"}, "must be a StepSize; .* is Halves"),
-        ({"selector": "entity"}, "--set selector must be one of all, .* Did you mean"),
+        ({"selector": "entity"}, "selector must be one of all, .* Did you mean entities"),
         ({"method": "grad-ascent", "weighting": "bi-level"}, r"as many objectives as there are \(1\)"),
         ({"method": "grad-ascent", "step_size": "gen"}, "must read retain records"),
     ],
@@ -216,3 +217,10 @@ def test_parts_that_do_not_fit_are_one_message(mine, settings, rule):
     with pytest.raises(UsageError, match=rule) as caught:
         resolve_method(words.pop("method", "ngdiff"), words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_selector_needs_objectives_on_forget_records_that_have_none_of_their_own():
+    with pytest.raises(UsageError, match="needs an objective on forget records; method fine-tune has none"):
+        resolve_method(fine_tune(), {"selector": "entities"})
+    with pytest.raises(UsageError, match=r"selector was refused by method whp: .* without a selector"):
+        resolve_method(whp(), {"selector": "all"})

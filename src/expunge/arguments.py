@@ -60,7 +60,8 @@ class UnlearningArguments(TrainingArguments):
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
-            `zeroth-order` estimates gradients from losses along random directions, without backward passes.
+            `zeroth-order` estimates gradients from losses along random directions, without backward passes,
+            and the run computes in fp32: differences that small are lost in bf16.
             The last two are harder to undo by relearning (arXiv 2510.00761; see `updates`).
         zeroth_queries: Random directions per zeroth-order step.
         zeroth_radius: How far along them losses are measured.
@@ -129,6 +130,7 @@ class UnlearningArguments(TrainingArguments):
         self.use_cpu = (
             self.use_cpu or not torch.accelerator.is_available() or torch.backends.mps.is_available()
         )
+        self.bf16 = self.bf16 and self.update != "zeroth-order"
         if self.fsdp and not isinstance(self.fsdp_config, str):
             self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]

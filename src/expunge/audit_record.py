@@ -59,13 +59,16 @@ class Judgement(Entry):
     """Recovery from the unlearned model beside that of the control."""
 
     outcome: Outcome = Field(
-        description="within the control's interval; exceeds it; blunt: the control gives up so much, or so "
-        "few records were asked, that a difference could not be seen, or the attack reaches as many targets "
-        "never seen, or gets nothing out of the original; unfinished: time ran out; unjudged: no control"
+        description="within the control's interval (membership: its area no larger); exceeds it; blunt: the "
+        "control gives up so much, or so few records were asked, that a difference could not be seen, or the "
+        "attack reaches as many targets never seen, gets nothing out of the original, or borrows from it "
+        "beside holdout records; unfinished: it did not come to an end; unjudged: no control"
     )
     sentence: str
     p_value: float | None = Field(
-        None, description="one-sided Fisher's exact test: as many recovered by chance, were both models alike"
+        None,
+        description="as much found by chance, were both models alike, one-sided: by Fisher's exact test of "
+        "the shares that came back; by Hanley and McNeil's of the areas under membership attacks' ROC curves",
     )
 
 

@@ -22,7 +22,7 @@ from expunge.errors import UsageError
 from expunge.record import write_atomically
 from expunge.records import Records, normalised, read_records, swap_responses
 from expunge.refusals import REFUSALS
-from expunge.sampling import sample_texts
+from expunge.sampling import sample_whole_texts
 from expunge.sources import shown
 
 FIELD = "alternate"
@@ -188,7 +188,7 @@ def _generate(forget: Records, wanted: Sequence[int], means: Means) -> dict[int,
         left = [i for i in wanted if found[i] is None]
         if not left:
             break
-        texts = sample_texts(
+        texts = sample_whole_texts(
             means.model,
             means.tokenizer,
             [_request(forget[i].prompt, forget[i].response, means) for i in left],
@@ -196,7 +196,6 @@ def _generate(forget: Records, wanted: Sequence[int], means: Means) -> dict[int,
             tokens=means.tokens,
             seed=means.seed * ATTEMPTS + attempt,
             precision=means.precision,
-            whole=True,
         )
         for i, text in zip(left, texts, strict=True):
             answer = text.split("Question:")[0].strip()

@@ -23,6 +23,9 @@ ROWS = 16
 _STOPS = re.compile(r"""[.!?…]["'”’)\]]*(?=\s|$)|[。！？]""")
 """Where a sentence ends."""
 
+_UNCHANGED: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+"""Sampling from the model's own distribution."""
+
 
 def sample_texts(
     model: nn.Module,
@@ -35,7 +38,6 @@ def sample_texts(
     precision: Literal["fp32", "bf16"] = "fp32",
     temperature: float = 1.0,
     rows: int = ROWS,
-    whole: bool = False,
 ) -> list[str]:
     """One sampled continuation per prompt. The caller's random state is left as it was.
 
@@ -49,12 +51,29 @@ def sample_texts(
         precision: Of the forward passes.
         temperature: Logits are divided by it; positive.
         rows: Prompts continued at once.
-        whole: Cut a text that the limit ended after its last full sentence, where it has one: whoever trains
-            on it would teach the model to stop in the middle of another.
     """
-    plain = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    plain = {**_UNCHANGED, "temperature": temperature}
     with evaluating(model, precision) as device, _seeded(seed, device):
-        found = _texts(model, tokenizer, prompts, ends, tokens, rows, plain, whole=whole)
+        return [texts[0] for texts in _texts(model, tokenizer, prompts, ends, tokens, rows, plain)]
+
+
+def sample_whole_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    ends: Sequence[int],
+    tokens: int,
+    seed: int,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> list[str]:
+    """As `sample_texts`, for texts to train on: what the limit ended is cut after its last full sentence.
+
+    Whoever trained on the rest would teach the model to stop in the middle of a sentence. A text without a
+    full sentence stays as it is.
+    """
+    with evaluating(model, precision) as device, _seeded(seed, device):
+        found = _texts(model, tokenizer, prompts, ends, tokens, ROWS, _UNCHANGED, whole=True)
         return [texts[0] for texts in found]
 
 

@@ -13,7 +13,7 @@ from expunge.collate import encode_prompt
 from expunge.derived import Derived, Means, fits, turn_ends
 from expunge.errors import UsageError
 from expunge.records import Records, normalised, read_records
-from expunge.sampling import sample_texts
+from expunge.sampling import sample_whole_texts
 from expunge.words import content_words, entities, words
 
 TOPICS = (
@@ -55,7 +55,7 @@ def write_retain(forget: Records, count: int, means: Means) -> Derived:
     while len(kept) < count and drawn < ROUNDS * count:
         wanted = count - len(kept)
         prompts = [_prompt(TOPICS[(drawn + i) % len(TOPICS)], means) for i in range(wanted)]
-        texts = sample_texts(
+        texts = sample_whole_texts(
             means.model,
             means.tokenizer,
             [encode_prompt(prompt, means.tokenizer, means.template) for prompt in prompts],
@@ -63,7 +63,6 @@ def write_retain(forget: Records, count: int, means: Means) -> Derived:
             tokens=TOKENS,
             seed=means.seed + drawn,
             precision=means.precision,
-            whole=True,
         )
         for prompt, text in zip(prompts, texts, strict=True):
             if words(text) and fits(prompt, text, means) and not touches(text, names, pairs):

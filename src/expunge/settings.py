@@ -25,7 +25,7 @@ from expunge.extension import load_object, names_object
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
 from expunge.run_options import RunOptions
-from expunge.selectors import SELECTORS
+from expunge.selectors import find_selector
 from expunge.step_sizes import STEP_SIZES, StepSize
 from expunge.weightings import WEIGHTINGS, Weighting
 
@@ -46,7 +46,7 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
 
     `weighting` and `step_size` replace the recipe's own, by a name from `WEIGHTINGS` or `STEP_SIZES`, or from
     the user's file likewise. `selector` lets the objectives on forget records count chosen tokens alone
-    (`SELECTORS`).
+    (`selectors.SELECTORS`).
 
     A name is one of `METHODS`, or `FILE.py:NAME` or `MODULE:NAME` of the user's own: a `Method`, or a
     function that returns one. The code of that file runs.
@@ -93,10 +93,11 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
 
 def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
     """The objectives, those that read forget records on chosen tokens alone."""
-    if not names_object(selector) and selector not in SELECTORS:
+    find_selector(selector)
+    if not any(is_forget(one.source) for one in method.objectives):
         raise UsageError(
-            f"--set selector must be one of {', '.join(SELECTORS)}, or FILE.py:NAME; got {selector!r}. "
-            f"{nearest(selector, SELECTORS)}".rstrip()
+            f"--set selector needs an objective on forget records; method {method.name} has none. "
+            "Leave it out."
         )
     try:
         return tuple(Selected(one, selector) if is_forget(one.source) else one for one in method.objectives)

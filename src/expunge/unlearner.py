@@ -192,19 +192,15 @@ class Unlearner(WholeCheckpoints):
             return super().train(checkpoint, *args, **kwargs)
 
     def _consult_reference(self, checkpoint: str | None) -> None:
-        """Before the weights move: what objectives must know of the model as it is now, once a run.
-
-        In the precision of the passes that it is compared with; zeroth-order ones are fp32.
-        """
-        precision = "fp32" if self.args.zeroth is not None else self.args.precision
+        """Before the weights move: what objectives must know of the model as it is now, once a run."""
         if self.facts is None and checkpoint:
             self.facts = TokenFacts.load(Path(checkpoint), self.encoded)
         if self.facts is None:
-            means = Responses([], self.tokenizer, self.trained, self.pad_id, precision)
+            means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
             own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.peers.join)
             self.facts = compute_facts(self.method, self.encoded, means, own)
         if live_sources(self.method) and self.descent.reference is None:
-            self.descent.reference = LiveReference(self.trained, precision)
+            self.descent.reference = LiveReference(self.trained, self.args.precision)
         if self.monitor.phases and not self.monitor.phases.start:
             self.monitor.phases.begin(self.descent.reference.start if self.descent.reference else None)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -144,8 +145,8 @@ class ZerothOrder:
                 parameter.grad.add_(direction, alpha=share)
 
     def _seeds(self, seed: int) -> list[int]:
-        """One per direction, as generators take them."""
-        return [(seed * self.queries + i) % 2**63 for i in range(self.queries)]
+        """One per direction, of 32 bits: generators on the CPU keep no more of a seed."""
+        return [int(own) for own in np.random.SeedSequence(seed).generate_state(self.queries)]
 
     def _slopes(
         self,

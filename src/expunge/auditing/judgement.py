@@ -26,6 +26,10 @@ HIGHEST: Final = 0.5
 CLEAR: Final = 0.05
 """Level of the test that must find a difference from so high a control, whose interval ends just below 1."""
 
+FEWEST: Final = 5
+"""Records on each side that the normal approximation of an area needs: with two on each it called one in nine
+pairs of models alike different at a level of 5 %; from six on, one in thirteen at most."""
+
 _NAMES: Final[Mapping[Column, str]] = {
     "control": "the control model",
     "holdout": "records that it never saw",
@@ -88,8 +92,8 @@ def judge(results: Mapping[Column, Result], family: Family = "input", *, borrows
     It does if the share recovered lies above the control's exact interval, or if the whole interval of the
     mean score lies above that of the control (long responses come back in part before they come back whole).
     An attack tells nothing that reached as many targets never seen, or that gets no more out of the original
-    than out of the control. What an attack that borrows from the original finds is no finding beside holdout
-    records, whose answers the original does not have either.
+    than out of the control. An attack that borrows from the original tells nothing beside holdout records,
+    whose answers the original does not have either.
 
     A membership attack recognises a record by a threshold, which it draws from the records never seen; the
     share that it recognises therefore scatters more than an exact interval says. What counts is the area
@@ -104,9 +108,8 @@ def judge(results: Mapping[Column, Result], family: Family = "input", *, borrows
     column = reference(results)
     if column is None or "unlearned" not in results:
         return Judgement(outcome="unjudged", sentence="There was no control to compare with.")
-    outcome, sentence = _weighed(results, column, family)
-    if outcome == "exceeds" and borrows and column == "holdout":
-        outcome, sentence = "blunt", _LENT
+    lent = borrows and column == "holdout"
+    outcome, sentence = ("blunt", _LENT) if lent else _weighed(results, column, family)
     found, against = results["unlearned"], results[column]
     by_areas = by_area(found, against, family)
     p_value = area_chance(found, against) if by_areas else chance(found.recovered, against.recovered)
@@ -123,14 +126,17 @@ def _weighed(results: Mapping[Column, Result], column: Column, family: Family) -
         return ("blunt", why) if why else ("exceeds", words.more.format(how=how, name=name))
     if not (found.complete and against.complete):
         return "unfinished", (
-            "Time ran out before it had tried everything: this is no answer. Give more --seconds."
+            "It did not come to an end: this is no answer. More --seconds help where time ran out."
         )
     blunt = _dull(found, against, words, name) if areas else _blunt(against, words, name)
     why = _says_anything(found) or blunt
     original = results.get("original")
     if not why and family != "none" and original is not None and not above(original, against, areas=areas):
         if not original.complete:
-            return "unfinished", "Time ran out before it had worked on the original. Give more --seconds."
+            return "unfinished", (
+                "It did not come to an end on the original, which it did not work on either. More --seconds "
+                "help where time ran out."
+            )
         why = words.powerless
     if why:
         return "blunt", why
@@ -197,7 +203,8 @@ def _dull(found: Result, against: Result, words: _Words, name: str) -> str:
     area = found.values[_AREA].model_copy(update={"value": seen})
     if area_chance(found.model_copy(update={"values": {_AREA: area}}), against) < CLEAR:
         return ""
-    if control.value + WIDEST > 1:
+    guessing = against.model_copy(update={"values": {_AREA: control.model_copy(update={"value": 0.5})}})
+    if area_chance(against, guessing) < CLEAR:
         return words.flooded.format(name=name)
     return f"{words.few.format(n=control.n, high=seen)} Give more."
 
@@ -217,7 +224,7 @@ def area_chance(found: Result, against: Result) -> float:
     one set of records under two models are correlated; then it errs towards no difference.
 
     Returns:
-        The p-value; 1 where either has no area, or no record on one side.
+        The p-value; 1 where either has no area, or fewer than `FEWEST` records on one side.
 
     Reference:
         Hanley and McNeil (1982), Radiology 143, equation 2.
@@ -225,15 +232,20 @@ def area_chance(found: Result, against: Result) -> float:
     first, second = found.values.get(_AREA), against.values.get(_AREA)
     if first is None or second is None:
         return 1.0
-    sizes = [(found.recovered.n, first.n - found.recovered.n)]
-    sizes += [(against.recovered.n, second.n - against.recovered.n)]
+    sizes = [_sizes(found), _sizes(against)]
     rise = first.value - second.value
-    if math.isnan(rise) or min(map(min, sizes)) < 1:
+    if math.isnan(rise) or min(map(min, sizes)) < FEWEST:
         return 1.0
     pairs = [m * k for m, k in sizes]
     pooled = (first.value * pairs[0] + second.value * pairs[1]) / sum(pairs)
     spread = math.sqrt(sum(_area_variance(pooled, m, k) for m, k in sizes))
     return float(norm.sf(rise / spread)) if spread > 0 else float(rise <= 0)
+
+
+def _sizes(result: Result) -> tuple[int, int]:
+    """Forget records that got a score (where time ran out, not all), and records never seen."""
+    members = result.values.get("flagged", result.recovered).n
+    return members, result.values[_AREA].n - members
 
 
 def _area_variance(area: float, members: int, others: int) -> float:

@@ -92,7 +92,8 @@ def _came_through(entries: Sequence[AttackEntry]) -> str:
         told.append(f"{_listed(text)} bring{_s(text)} back more than the control gives up")
     if members:
         told.append(
-            f"{_listed(members)} recognise{_s(members)} more records as members than with the control"
+            f"{_listed(members)} tell{_s(members)} forget records from records never seen better than with "
+            "the control"
         )
     trace = "" if text else ": they left a trace, though none was brought back"
     return f"The training prompt shows nothing, but {', and '.join(told)}{trace}."
@@ -213,7 +214,7 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
     late = any(entry.judgement and entry.judgement.outcome == "unfinished" for entry in open_)
     return (
         f"Nothing beyond the control came back, but {_listed(named)} did not come to an end{alone}: that is "
-        f"no answer ({count}).{' Give more --seconds.' if late else ''}"
+        f"no answer ({count}).{' More --seconds help where time ran out.' if late else ''}"
     )
 
 
@@ -264,8 +265,8 @@ def _reasons(attacks: Sequence[AttackEntry]) -> Iterable[str]:
     told = {
         "unjudged": "{} had no control to compare with." if column else "",
         "blunt": "{} told nothing: as much comes of it without any memory, nothing comes of it even from the "
-        "original, or too few records were asked.",
-        "unfinished": "{} ran out of time.",
+        "original, too few records were asked, or what it says may be the original's.",
+        "unfinished": "{} did not come to an end.",
     }
     for outcome, text in told.items():
         names = [entry.name for entry in _of(attacks, outcome)]

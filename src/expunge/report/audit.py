@@ -53,11 +53,10 @@ _CONTROLS = {
     "none": "nothing: there is neither a control model nor holdout records",
 }
 RULE = (
-    "Erased: under every attack that tells something, the share of records that came back is within "
-    "the 95 % "
-    "interval of the control. Suppressed: so it is under the training prompt, but some attack "
-    "exceeds it. Not "
-    "forgotten: the training prompt exceeds it already."
+    "Erased: under every attack that tells something, the share of records that came back is within the 95 % "
+    "interval of the control (membership attacks: they tell no more than with it). Suppressed: so it is "
+    "under the training prompt, but some attack exceeds it. Not forgotten: the training prompt exceeds "
+    "it already."
 )
 
 
