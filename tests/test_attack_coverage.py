@@ -68,6 +68,7 @@ def test_findings_are_kept_under_the_code_that_decides_them():
         "default_model.py",
         "errors.py",
         "extension.py",
+        "factories.py",
         "models.py",
         "record.py",
         "records.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import hashlib
 from collections.abc import Sequence
 
 import pytest
@@ -19,14 +20,22 @@ from expunge.attacks.interpolate import Interpolate
 from expunge.attacks.plain import Prompt
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import Relearn
+from expunge.attacks.sampling import BestOfN
+from expunge.audit_record import AuditRecord
+from expunge.auditing.running import PAST
+from expunge.auditing.store import _marks
 from expunge.collate import Encoding
 from expunge.defences import pass_through
+from expunge.defences.by_name import make_filters
 from expunge.defences.defended import Defended
 from expunge.defences.filters import Paraphrase, RefuseAnswers, RefusePrompts, Smoothing, Stack
 from expunge.defences.pass_through import PassThrough, nearest_tokens
+from expunge.errors import UsageError
 from expunge.generation import generate
 from expunge.models import weights_hash
+from expunge.records import Record
 from expunge.refusals import REFUSALS
+from expunge.report.audit import render
 from expunge.scoring import score
 from weakened_models import FORGET, PROBES, RETAIN, knowing, never_knew, target, tokenizer
 
@@ -161,14 +170,12 @@ def test_a_prompt_filter_hides_and_an_attack_on_the_weights_looks_behind_it():
 
 def test_an_audit_of_a_guarded_model_meets_its_filters():
     """In words nothing comes back; what decodes by forward passes or changes weights goes past the filter."""
-    sets = {"forget": FORGET, "holdout": world.HOLDOUT}
-    rows = {name: [{"prompt": r.prompt, "response": r.response} for r in own] for name, own in sets.items()}
     guarded = defended(RefusePrompts(tuple(record.prompt for record in FORGET), 1.0))
     soft = SoftPrompt(length=1, steps=1, rate=1e-6)
     found = expunge.audit(
         guarded,
         tokenizer(),
-        **rows,
+        **rows_of(forget=FORGET, holdout=world.HOLDOUT),
         original=knowing(),
         control=never_knew(),
         attacks=["prompt", Quantise((8,)), soft],
@@ -180,6 +187,122 @@ def test_an_audit_of_a_guarded_model_meets_its_filters():
     assert back["soft-prompt"] >= 0.25
     assert found.attack("prompt").results["original"].recovered.value == 1.0
     assert found.attack("quantise").judgement.outcome == "exceeds"
+
+
+WORLD = {"template": "none", "bf16": False}
+
+
+def rows_of(**sets: Sequence[Record]) -> dict[str, list[dict[str, str]]]:
+    return {name: [{"prompt": r.prompt, "response": r.response} for r in own] for name, own in sets.items()}
+
+
+def hidden_by(*filters: object, **options: object) -> AuditRecord:
+    """The audit of a model that forgot nothing and is asked through filters."""
+    known = {"attacks": ["prompt", BestOfN(2, (0.1,)), Quantise((8,))]}
+    known |= {"original": knowing(), "control": never_knew()} | rows_of(forget=FORGET, holdout=world.HOLDOUT)
+    return expunge.audit(knowing(), tokenizer(), filters=filters, **known | WORLD | options).record
+
+
+def test_an_audit_asks_through_filters_by_name_and_names_what_went_past_them():
+    """The forget records are what they protect; samples meet them as greedy answers do, weights do not."""
+    found = hidden_by("refuse-answers", **{"refuse-answers:recall": "0.5"})
+    back = {entry.name: entry.results["unlearned"].recovered.value for entry in found.attacks}
+    assert back == {"prompt": 0.0, "best-of-n": 0.0, "quantise": 1.0}
+    assert found.attack("best-of-n").results["original"].recovered.value == 1.0
+    past = [entry.name for entry in found.attacks if PAST in entry.results["unlearned"].notes]
+    assert past == ["quantise"]
+    assert not any(PAST in entry.results["original"].notes for entry in found.attacks)
+    assert found.attack("quantise").judgement.outcome == "exceeds"
+    (note,) = found.notes
+    assert "through filters: refuse-answers. Past them went quantise:" in note
+    assert [(one.name, one.configuration) for one in found.filters] == [
+        ("refuse-answers", {"protected": f"{len(FORGET)} texts", "recall": 0.5})
+    ]
+    page = render(found)
+    assert "Behind filters" in page
+    assert "recall 0.5" in page
+
+
+def test_a_control_that_knows_the_data_is_found_behind_the_filters():
+    other = copy.deepcopy(knowing())
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-4)
+    with pytest.raises(UsageError, match="never saw the forget records; it gives 100%"):
+        hidden_by("refuse-answers", control=other, attacks=["prompt"])
+
+
+def test_findings_behind_other_filters_are_other_findings(tmp_path, monkeypatch):
+    """Same weights, same attack: what was kept behind one filter says nothing of another."""
+    asked = []
+    run = Prompt.run
+    monkeypatch.setattr(Prompt, "run", lambda self, *rest: asked.append(rest[0].role) or run(self, *rest))
+    same = {"attacks": ["prompt"], "output": tmp_path / "audit"}
+    first = hidden_by("refuse-answers", **same)
+    assert hidden_by("refuse-answers", **same, resume=True).attacks == first.attacks
+    before = len(asked)
+    again = hidden_by("refuse-answers", **same, resume=True, **{"refuse-answers:recall": 1.0})
+    assert asked[before:].count("unlearned") == 1
+    assert again.filters != first.filters
+    hidden_by(**same, resume=True)
+    assert asked[before:].count("unlearned") == 2
+
+
+OWN = """
+from dataclasses import dataclass
+
+def shouting(prompts, ask):
+    return [text.upper() for text in ask(range(len(prompts)), prompts, None)]
+
+@dataclass(frozen=True)
+class Silent:
+    word: str = "nothing"
+
+    def __call__(self, prompts, ask):
+        return [self.word] * len(prompts)
+
+def short(prompts, ask):
+    return ["one"]
+
+number = 3
+"""
+
+
+def test_filters_of_the_users_own_file(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    shouting, silent = make_filters([f"{file}:shouting", f"{file}:Silent"], {f"{file}:Silent:word": "no"}, ())
+    assert shouting.filter(["a"], Log({"a": "b"})) == ["B"]
+    assert silent.filter(["a", "b"], Log({})) == ["no", "no"]
+    assert silent.configuration == {"word": "no"}
+    assert [one.name for one in (shouting, silent)] == [f"{file}:shouting", f"{file}:Silent"]
+    assert _marks(shouting.filter) == ("shouting", hashlib.sha256(OWN.encode()).hexdigest())
+    with pytest.raises(UsageError, match=r"one text per prompt \(8\); got 1 of type str"):
+        hidden_by(f"{file}:short")
+    with pytest.raises(UsageError, match="int is not"):
+        make_filters([f"{file}:number"], {}, ())
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "message"),
+    [
+        (["smothing"], {}, "Did you mean smoothing"),
+        (["smoothing", "smoothing"], {}, "stands there twice"),
+        (["smoothing"], {"smoothing:copis": 3}, "Did you mean copies"),
+        (["smoothing"], {"smoothing:copies": "many"}, "smoothing:copies must be a valid integer"),
+        (["smoothing"], {"smoothing:copies": 0}, "refused its settings: `copies` must be at least 1"),
+        ([Smoothing()], {"smoothing:copies": 3}, "is an object and takes no settings"),
+        (["refuse-prompts"], {}, "`protected` must hold at least one text"),
+    ],
+)
+def test_filters_that_cannot_be_made_are_one_message(given, settings, message):
+    with pytest.raises(UsageError, match=message):
+        make_filters(given, settings, ())
+
+
+def test_samples_of_a_guarded_model_are_those_of_the_model_where_nothing_stands_in_the_way():
+    plain = BestOfN(3, (1.0,)).run(target(knowing()), PROBES, Setting(seed=2))
+    through = BestOfN(3, (1.0,)).run(target(defended(RefusePrompts(("never",)))), PROBES, Setting(seed=2))
+    assert [one.output for one in through.recoveries] == [one.output for one in plain.recoveries]
 
 
 def test_smoothing_of_a_known_prompt_is_deterministic():

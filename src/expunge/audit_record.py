@@ -26,6 +26,13 @@ Status = Literal["done", "skipped", "failed"]
 Outcome = Literal["within", "exceeds", "blunt", "unfinished", "unjudged"]
 
 
+class FilterEntry(Entry):
+    """What the unlearned and the control model were asked through."""
+
+    name: str
+    configuration: dict[str, Any] = Field(default_factory=dict)
+
+
 class Point(Entry):
     """Recovery once a part of the budget was spent."""
 
@@ -134,6 +141,9 @@ class AuditRecord(Entry):
     seed: int
     redacted: bool = Field(False, description="records, inputs and outputs were left out")
     control: Literal["model", "holdout", "none"] = Field(description="what recovery is compared with")
+    filters: list[FilterEntry] = Field(
+        default_factory=list, description="that the unlearned and the control model were asked through"
+    )
     verdict: Verdict
     attacks: list[AttackEntry]
     best: AttackEntry | None = Field(None, description="per record the worst case over the attacks that tell")

@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge import attacks
 from expunge.benchmarks import BENCHMARKS, HARNESS, harness, records
+from expunge.defences import by_name
 from expunge.methods import METHODS
 from expunge.step_sizes import STEP_SIZES
 from expunge.weightings import WEIGHTINGS
@@ -26,6 +27,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         | {name: entry.line for name, entry in BENCHMARKS.items()},
         "metrics": metrics(),
         "attacks": attacks.lines(),
+        "filters": by_name.lines(),
     }
 
 

@@ -7,12 +7,9 @@ missing optional library costs the attacks that need it and nothing else. Adding
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Final, get_origin, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, Final
 
 from expunge.attacks.attack import (
     FAMILIES,
@@ -30,6 +27,7 @@ from expunge.attacks.attack import (
 )
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
+from expunge.factories import made
 
 PLAIN: Final = "prompt"
 """The attack that every audit begins with: the training prompt."""
@@ -159,25 +157,25 @@ def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
     factory, variant = _factory(name)
     settings = variant | dict(settings or {})
     if callable(factory):
-        made = _made(name, factory, settings)
+        attack = _made(name, factory, settings)
     elif settings:
         raise UsageError(f"attack {name} is an object and takes no settings; got {', '.join(settings)}.")
     else:
-        made = factory
-    if not isinstance(made, Attack):
+        attack = factory
+    if not isinstance(attack, Attack):
         missing = [part for part in ("name", "family", "line", "obstacle", "cost", "run")
-                   if not hasattr(made, part)]  # fmt: skip
+                   if not hasattr(attack, part)]  # fmt: skip
         raise UsageError(
             f"attack {name} must have name, family, line, obstacle, cost and run (expunge.attacks.Attack); "
-            f"{type(made).__name__} lacks {', '.join(missing)}."
+            f"{type(attack).__name__} lacks {', '.join(missing)}."
         )
-    if name in ATTACKS and made.name != name:
-        raise UsageError(f"--set makes {made.name} of attack {name}. Name that one in its place.")
-    if made.family not in FAMILIES:
+    if name in ATTACKS and attack.name != name:
+        raise UsageError(f"--set makes {attack.name} of attack {name}. Name that one in its place.")
+    if attack.family not in FAMILIES:
         raise UsageError(
-            f"attack {name} must be of a family among {', '.join(FAMILIES)}; got {made.family!r}."
+            f"attack {name} must be of a family among {', '.join(FAMILIES)}; got {attack.family!r}."
         )
-    return made
+    return attack
 
 
 def lines() -> dict[str, str]:
@@ -217,33 +215,10 @@ def _factory(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _made(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    known = inspect.signature(factory).parameters
-    for key in settings:
-        if key not in known:
-            from expunge.settings import nearest
-
-            raise UsageError(
-                f"--set {name}:{key} must name a setting of the attack; it has "
-                f"{', '.join(known) or 'none'}. {nearest(key, known)}".rstrip()
-            )
-    hints = get_type_hints(factory)
-    typed = {key: _typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
     try:
-        return factory(**typed)
+        return made("attack", name, factory, settings)
     except ImportError as error:
         raise UnavailableError(f"{error}. Install it to run this attack.") from error
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"attack {name} refused its settings: {error}") from None
-
-
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
-        value = [word.strip() for word in str(value).split(",")]
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
 
 
 def configuration(attack: Attack) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from expunge.attacks.asking import groups
 from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.budget import at_least
 from expunge.collate import Encoded
-from expunge.generation import MARGIN
+from expunge.generation import MARGIN, Generation, Guarded
 from expunge.record import Metric
 from expunge.records import Record
 from expunge.sampling import beam_texts, sample_texts
@@ -195,18 +196,29 @@ def _sampled(
     place: tuple[int, int],
     setting: Setting,
 ) -> list[str]:
-    """So many samples of every row, row by row."""
-    return sample_texts(
-        target.model,
-        target.tokenizer,
-        [_prompt(row) for row in rows for _ in range(count)],
-        ends=answer_ends(target, rows),
-        tokens=max(len(row.labels) for row in rows) + MARGIN,
-        seed=zlib.crc32(f"{setting.seed} {temperature} {place}".encode()),
-        precision=setting.precision,
-        temperature=temperature,
-        rows=ROWS,
-    )
+    """So many samples of every row, row by row; of a model behind filters, what these let through."""
+    model, ends, calls = target.model, answer_ends(target, rows), itertools.count()
+
+    def draw(asked: Sequence[Encoded], budgets: Sequence[int | None]) -> list[Generation]:
+        allowed = [b or len(row.labels) + MARGIN for row, b in zip(asked, budgets, strict=True)]
+        more = f" {call}" if (call := next(calls)) else ""  # a filter may ask more than once
+        texts = sample_texts(
+            model.behind() if isinstance(model, Guarded) else model,
+            target.tokenizer,
+            [_prompt(row) for row in asked],
+            ends=ends,
+            tokens=max(allowed),
+            seed=zlib.crc32(f"{setting.seed} {temperature} {place}{more}".encode()),
+            precision=setting.precision,
+            temperature=temperature,
+            rows=ROWS,
+        )
+        return [Generation(text, ()) for text in texts]
+
+    repeated = [row for row in rows for _ in range(count)]
+    budgets = [None] * len(repeated)
+    found = model.guarded(repeated, budgets, draw) if isinstance(model, Guarded) else draw(repeated, budgets)
+    return [one.text for one in found]
 
 
 def _worst(record: Record, drawn: dict[float, list[_Drawn]], index: int) -> Recovery:

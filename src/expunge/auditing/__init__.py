@@ -10,8 +10,8 @@ attack that nobody has taken, on all columns, alone; the first judges, and write
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,25 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import api, output, ranks
 from expunge.attacks import ATTACKS, Attack
-from expunge.audit_record import AttackEntry, AuditRecord, Untried, write_audit
+from expunge.audit_record import (
+    AttackEntry,
+    AuditRecord,
+    Column,
+    FilterEntry,
+    Result,
+    Untried,
+    write_audit,
+)
 from expunge.auditing import subjects
 from expunge.auditing.controls import Doubt, doubt, knows
 from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
 from expunge.auditing.judgement import reference
 from expunge.auditing.material import Material, choose, claim, gather
 from expunge.auditing.options import AuditOptions
-from expunge.auditing.running import Case, Found, Session, announce, attack_all
+from expunge.auditing.running import PAST, Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
 from expunge.auditing.verdicts import verdict
+from expunge.defences.by_name import Named, of_filters
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.locks import exclusive
@@ -81,7 +90,7 @@ def audit(
         attacks: Names from `expunge list attacks`, FILE.py:NAME, or attacks; None: all that can run
             here, but for near relatives of others (`ON_REQUEST`).
         **settings: Fields of `AuditOptions`; `template`, `max_length`, `bf16`, `seed` and other fields of
-            `UnlearningArguments`; fields of an attack as `{"relearn:steps": 10}`.
+            `UnlearningArguments`; fields of an attack or a filter as `{"relearn:steps": 10}`.
 
     Raises:
         UsageError: Records, models or settings cannot be used; the control knows the forget records.
@@ -91,10 +100,11 @@ def audit(
         'suppressed'
     """
     options, settings = AuditOptions.take(settings)
-    chosen, absent = choose(attacks, {key: value for key, value in settings.items() if ":" in key})
-    reading = {key: value for key, value in settings.items() if ":" not in key}
+    others = of_filters(settings, options.filters)
+    own = {key: value for key, value in settings.items() if ":" in key and key not in others}
+    chosen, absent = choose(attacks, own)
     models: Any = {"unlearned": model, "control": control, "original": original}
-    material = gather(models, tokenizer, forget, options, reading)
+    material = gather(models, tokenizer, forget, options, settings)
     if ranks.several():
         subjects.check_whole(material.sources)
     with ranks.patient() as group:
@@ -116,10 +126,12 @@ def _audit(
         material.sources, material.tokenizers, material.args, trust=options.trust_remote_code
     )
     session = _session(material, options, folder, targets, entries)
+    bare, targets = targets, subjects.behind(material.filters, targets, material.args)
     ranks.decided(partial(_make_room, session.store, overwrite=options.overwrite), group)
     loaded = time.perf_counter()
     cases = subjects.cases(targets, material.probes, entries)
-    tried, found, open_question = _attack(attacks[0], cases, session, group)
+    check = subjects.control_check(bare, material.probes, entries)
+    tried, found, open_question = _attack(attacks[0], cases, check, session, group)
     timings = {"load": loaded - started, "attacks": time.perf_counter() - loaded}
 
     def judged() -> AuditRecord:
@@ -160,7 +172,8 @@ def _make_room(store: Store, *, overwrite: bool) -> None:
 
 def _attack(
     chosen: Sequence[Attack],
-    asked: tuple[Sequence[Case], Case | None],
+    cases: Sequence[Case],
+    check: Sequence[Case],
     session: Session,
     group: ProcessGroup | None,
 ) -> tuple[list[AttackEntry], dict[str, Found], Doubt | None]:
@@ -170,20 +183,24 @@ def _attack(
         UsageError: The prompts cannot be asked, or the control knows the forget records.
     """
     others = chosen[1:]
-    plain, open_question = ranks.decided(partial(_begin, chosen, asked, session), group)
-    rest = ranks.taken(len(others), lambda i: _one(others[i], asked[0], session), group)
+    plain, open_question = ranks.decided(partial(_begin, chosen, cases, check, session), group)
+    rest = ranks.taken(len(others), lambda i: _one(others[i], cases, session), group)
     done = [plain, *rest]
     found = {entry.name: columns for entry, columns in done if columns}
     return [entry for entry, _ in done], found, open_question
 
 
 def _begin(
-    chosen: Sequence[Attack], asked: tuple[Sequence[Case], Case | None], session: Session
+    chosen: Sequence[Attack], cases: Sequence[Case], check: Sequence[Case], session: Session
 ) -> tuple[tuple[AttackEntry, Found], Doubt | None]:
     """Say what all attacks cost, and run the first of them: the plain prompt; what that leaves open."""
-    announce(chosen, asked[0], session)
-    plain = _one(chosen[0], asked[0], session)
-    return plain, _check_plain(chosen[0], plain[0], asked, session)
+    announce(chosen, cases, session)
+    plain = _one(chosen[0], cases, session)
+    results = plain[0].results
+    if any(case.column not in results for case in cases):
+        raise UsageError(f"The training prompts must be answered before anything is attacked. {plain[0].why}")
+    asked = {case.column: (case, results[case.column]) for case in cases}
+    return plain, _check_control(chosen[0], asked, check, session)
 
 
 def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[AttackEntry, Found]:
@@ -191,17 +208,24 @@ def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[Attac
     return attack_all(attack, mine, session)
 
 
-def _check_plain(
-    plain: Attack, entry: AttackEntry, asked: tuple[Sequence[Case], Case | None], session: Session
+def _check_control(
+    plain: Attack, asked: Mapping[Column, tuple[Case, Result]], check: Sequence[Case], session: Session
 ) -> Doubt | None:
-    """Refuse a control that knows the records; what its check leaves open."""
-    cases, chance = asked
-    if any(case.column not in entry.results for case in cases):
-        raise UsageError(f"The training prompts must be answered before anything is attacked. {entry.why}")
-    if "control" not in entry.results:
+    """Refuse a control that knows the records, asked without filters; what its check leaves open."""
+    if not check:
         return None
-    guessed = attack_all(plain, [chance], session)[0].results["holdout"] if chance else None
-    seen = entry.results["control"], entry.results.get("original"), guessed
+    unkept = replace(session, store=Store(None, session.seconds))  # the column's own findings stand there
+    found: dict[Column, Result] = {}
+    for case in check:
+        column, result = asked.get(case.column, (None, None))
+        if column is None or column.weights != case.weights:
+            entry = attack_all(plain, [case], session if column is None else unkept)[0]
+            if (result := entry.results.get(case.column)) is None:
+                raise UsageError(f"The control must answer the {case.column} prompts. {entry.why}")
+        assert result is not None
+        found[case.column] = result
+    original = asked["original"][1] if "original" in asked else None
+    seen = found["control"], original, found.get("holdout")
     if why := knows(*seen):
         raise UsageError(
             f"--control must be a model that never saw the forget records; {why}. Name another, or "
@@ -225,6 +249,7 @@ def _record(
     best = best_entry(found, names, material.args.seed)
     column = reference(attacks[0].results)
     args = material.args
+    filters = [_filter_entry(one, secrets) for one in material.all_filters]
     return AuditRecord(
         expunge_version=installed("expunge") or "0",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,6 +263,7 @@ def _record(
         seed=args.seed,
         redacted=options.redact,
         control={"control": "model", "holdout": "holdout"}.get(column or "", "none"),
+        filters=filters,
         verdict=verdict(attacks, best, open_question),
         attacks=attacks,
         best=best,
@@ -246,8 +272,26 @@ def _record(
         data={name: data_entry(records) for name, records in material.sets.items()},
         environment=environment(),
         peak_memory_bytes=peak_memory(),
-        notes=[redacted(note, secrets) for note in material.notes],
+        notes=[redacted(note, secrets) for note in (*material.notes, *_past(attacks, filters))],
     )
+
+
+def _filter_entry(one: Named, secrets: Sequence[str]) -> FilterEntry:
+    plain = {key: redacted(v, secrets) if isinstance(v, str) else v for key, v in one.configuration.items()}
+    return FilterEntry(name=redacted(one.name, secrets), configuration=plain)
+
+
+def _past(attacks: Sequence[AttackEntry], filters: Sequence[FilterEntry]) -> list[str]:
+    """Which attacks no filter stood in the way of."""
+    if not filters:
+        return []
+    stack = f"through filters: {', '.join(entry.name for entry in filters)}"
+    past = [e.name for e in attacks if "unlearned" in e.results and PAST in e.results["unlearned"].notes]
+    behind = (
+        f" Past them went {', '.join(past)}: what these bring back the model behind still knows, and whoever "
+        "has its weights can have; who only asks it meets the filters."
+    )
+    return [f"The unlearned and the control model were asked {stack}.{behind if past else ''}"]
 
 
 def _untried(attacks: Sequence[AttackEntry], *, controlled: bool) -> list[Untried]:

@@ -27,6 +27,8 @@ from expunge.auditing import subjects
 from expunge.auditing.options import AuditOptions
 from expunge.auditing.run_folder import RunFolder, run_folder
 from expunge.auditing.subjects import Source
+from expunge.defences.by_name import Named, make_filters, named, of_filters
+from expunge.defences.defended import Defended
 from expunge.errors import UsageError
 from expunge.models import ModelSource, load_tokenizer
 from expunge.records import Records
@@ -44,6 +46,7 @@ class Material:
         sets: The records as they were read.
         probes: The records as attacks see them.
         args: How records are read, device, precision, seed.
+        filters: What the unlearned and the control model are asked through, outermost first.
         notes: What a reader must know.
     """
 
@@ -52,12 +55,20 @@ class Material:
     sets: Mapping[str, Records]
     probes: Probes
     args: UnlearningArguments
+    filters: tuple[Named, ...]
     notes: Sequence[str]
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every prompt and response that was to be forgotten."""
         return tuple(text for row in self.sets["forget"] for text in (row.prompt, row.response))
+
+    @property
+    def all_filters(self) -> tuple[Named, ...]:
+        """With those that a model in memory came with."""
+        place = self.sources["unlearned"].place
+        own = place.filters.filters if isinstance(place, Defended) else ()
+        return (*self.filters, *map(named, own))
 
 
 def gather(
@@ -73,10 +84,12 @@ def gather(
         UsageError: Something is missing, has changed since the run, or does not fit.
     """
     run = run_folder(models["unlearned"])
-    args = arguments((run.settings() if run else {"seed": 0}) | dict(settings), RunOptions())
+    reading = {key: value for key, value in settings.items() if ":" not in key}
+    args = arguments((run.settings() if run else {"seed": 0}) | reading, RunOptions())
     sets, notes = _sets(
         {"forget": forget, "retain": options.retain, "holdout": options.holdout}, options, run
     )
+    filters = make_filters(options.filters, of_filters(settings, options.filters), sets["forget"])
     given = {role: Source(role, place) for role, place in models.items() if place is not None}
     trust = options.trust_remote_code
     sources, missing = _from_run(given, run, trust=trust) if run else (given, [])
@@ -84,7 +97,7 @@ def gather(
     unlearned = sources["unlearned"]
     context = subjects.context_of(unlearned, trust=trust)
     probes = subjects.probes(sets, args.encoding, tokenizers["unlearned"], context)
-    return Material(sources, tokenizers, sets, probes, args, [*notes, *missing])
+    return Material(sources, tokenizers, sets, probes, args, filters, [*notes, *missing])
 
 
 def _sets(
@@ -155,8 +168,8 @@ def choose(
         name, _, of = key.rpartition(":")
         if name not in names:
             raise UsageError(
-                f"--set must name an attack of this audit before the colon; got {key!r}. They are "
-                f"{', '.join(names)}."
+                f"--set must name an attack or a filter of this audit before the colon; got {key!r}. Attacks "
+                f"are {', '.join(names)}."
             )
         own.setdefault(name, {})[of] = value
     found: list[Attack] = [] if PLAIN in names else [make_attack(PLAIN)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from expunge import api
+from expunge.defences.filters import Filter
 from expunge.errors import UsageError
 from expunge.progress import Reporter, Silent
 from expunge.run_options import VerbOptions
@@ -27,6 +28,8 @@ class AuditOptions(VerbOptions):
         resume: Continue the audit in `output`, or add attacks to it: what has ended is not run again.
         overwrite: Replace the audit in `output`.
         seconds: That an attack may take on one model.
+        filters: Names (`expunge list filters`), FILE.py:NAME, or filters, outermost first: the unlearned and
+            the control model are asked through them, as users of the deployed model are.
         trust_remote_code: Let a model run code of its own.
         redact: Keep prompts, responses, inputs and outputs out of everything that is written.
         prompt_field: Name of the prompt in the data.
@@ -40,6 +43,7 @@ class AuditOptions(VerbOptions):
     resume: bool = False
     overwrite: bool = False
     seconds: float = SECONDS
+    filters: Sequence[str | Filter] = ()
     trust_remote_code: bool = False
     redact: bool = False
     prompt_field: str | None = None

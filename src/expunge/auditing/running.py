@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import set_seed
 
 from expunge import intervals
@@ -29,6 +31,8 @@ from expunge.attacks.attack import borrows
 from expunge.audit_record import AttackEntry, Column, CostEntry, Point, Result
 from expunge.auditing.judgement import judge, share
 from expunge.auditing.store import Store, key_of
+from expunge.defences.defended import Defended
+from expunge.defences.filters import Filter
 from expunge.errors import UsageError
 from expunge.inference import Precision
 from expunge.models import weights_hash
@@ -37,6 +41,9 @@ from expunge.progress import Reporter, Silent
 logger = logging.getLogger(__name__)
 
 Found = dict[Column, Findings]
+
+PAST: Final = "It went past the filters: its answers are those of the model behind them."
+"""Note on what an attack found on a model behind filters, none of which it met."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +156,12 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
         case.target.tokenizer,
         (case.weights, original),
         (session.seed, session.precision, device),
+        filters_of(case.target.model),
     )
     if kept := session.store.recall(attack.name, case.column, key):
         return kept.findings, kept.seconds
     title = f"{attack.name} on {case.column} ({announced(attack.cost(case.probes), session.seconds)})"
-    started = time.perf_counter()
+    started, asked = time.perf_counter(), _asked(case)
     with session.reporter.phase(title, 1) as advance, _seeded(session.seed):
         try:
             findings = attack.run(case.target, case.probes, session.setting())
@@ -164,8 +172,21 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
     seconds = time.perf_counter() - started
     _unchanged(attack, case)
     findings = checked(attack.name, findings, len(case.probes.forget))
+    if filters_of(case.target.model) and _asked(case) == asked:
+        findings = replace(findings, notes=[*findings.notes, PAST])
     kept = session.store.keep(attack.name, case.column, key, findings, seconds)
     return kept.findings, seconds
+
+
+def filters_of(model: nn.Module) -> tuple[Filter, ...]:
+    """What a model is asked through, outermost first."""
+    return model.filters.filters if isinstance(model, Defended) else ()
+
+
+def _asked(case: Case) -> int:
+    """Answers that have passed the model's filters so far."""
+    model: nn.Module = case.target.model
+    return model.asked if isinstance(model, Defended) else 0
 
 
 def _unchanged(attack: Attack, case: Case) -> None:

@@ -9,10 +9,11 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -23,6 +24,8 @@ import expunge
 from expunge.attacks import Attack, Findings, Probes, configuration
 from expunge.attacks.answers import leaks
 from expunge.audit_record import Column
+from expunge.defences.defended import Defended
+from expunge.defences.filters import Filter
 from expunge.environment import installed
 from expunge.record import Entry, write_atomically
 from expunge.records import Record
@@ -137,6 +140,7 @@ def key_of(
     tokenizer: PreTrainedTokenizerBase,
     models: Iterable[str],
     session: Iterable[object],
+    filters: Sequence[Filter] = (),
 ) -> str:
     """SHA-256 over the attack, its settings and code, the data, the models, seed and precision.
 
@@ -146,6 +150,7 @@ def key_of(
         tokenizer: Vocabulary and chat template count.
         models: Weight hashes of the target and of the original.
         session: Seed, precision, device.
+        filters: That the model is asked through.
     """
     kind = type(attack)
     facts = {
@@ -158,6 +163,8 @@ def key_of(
         "models": list(models),
         "session": list(map(str, session)),
     }
+    if filters:
+        facts["filters"] = [_source_hash(Defended), *(mark for one in filters for mark in _marks(one))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -171,13 +178,23 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _source_hash(kind: type) -> str:
-    """Of the file that a user's own attack stands in; "" where there is none."""
+def _source_hash(kind: type | Callable[..., Any]) -> str:
+    """Of the file that a class or a function stands in; "" where there is none."""
     try:
         path = inspect.getsourcefile(kind)
     except TypeError:
         return ""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+
+
+def _marks(one: Filter) -> tuple[str, str]:
+    """What tells a filter from others: a function's name or an object's fields, and the code it stands in.
+
+    A function within another, and an object whose text is its address, is like no other.
+    """
+    if inspect.isfunction(one) and "<" not in one.__qualname__:
+        return one.__qualname__, _source_hash(one)
+    return repr(one), _source_hash(type(one))
 
 
 def _rows_hash(records: Iterable[Record]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,9 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from expunge import ranks
 from expunge.arguments import UnlearningArguments
 from expunge.attacks import Probes, Role, Target
+from expunge.audit_record import Column
 from expunge.auditing.running import Case
 from expunge.collate import Encoding
+from expunge.defences.by_name import Named
+from expunge.defences.defended import Defended
 from expunge.errors import UsageError
+from expunge.generation import Guarded
 from expunge.inference import model_context
 from expunge.models import ModelSource, configured_context, load_model, load_tokenizer, weights_hash
 from expunge.record import ModelEntry
@@ -135,6 +140,22 @@ def load(
     return targets, entries
 
 
+def behind(filters: Sequence[Named], targets: Targets, args: UnlearningArguments) -> Targets:
+    """The models as their users meet them: the unlearned and the control model behind the same filters.
+
+    The original stays as it is: it shows that an attack can succeed at all, and lends itself to others.
+    """
+    if not filters:
+        return targets
+    own = [one.filter for one in filters]
+
+    def guarded(target: Target) -> Target:
+        model: Any = Defended(target.model, target.tokenizer, own, template=args.template)
+        return replace(target, model=model)
+
+    return {role: one if role == "original" else guarded(one) for role, one in targets.items()}
+
+
 def context_of(source: Source, *, trust: bool = False) -> int | None:
     """The context of a model in tokens, before it is loaded where that can be."""
     place = source.place
@@ -173,27 +194,35 @@ def _read(
     ]
 
 
-def cases(
-    targets: Targets, asked: Probes, entries: Mapping[str, ModelEntry]
-) -> tuple[list[Case], Case | None]:
-    """The columns of the audit; and the control asked about the holdout, which shows what chance is.
+def cases(targets: Targets, asked: Probes, entries: Mapping[str, ModelEntry]) -> list[Case]:
+    """The columns of the audit.
 
     Without a control model the unlearned model is asked about the holdout in its place. Membership attacks
     need records never seen beside those under attack: there the holdout's second half plays that part.
     """
-    hashes = {role: entries[role].sha256 for role in targets}
-    found = [Case("unlearned", targets["unlearned"], asked, hashes["unlearned"])]
-    stand_in = replace(asked, forget=asked.holdout, holdout=())
-    chance = None
+    columns: list[tuple[Column, Role]] = [("unlearned", "unlearned")]
     if "control" in targets:
-        found.append(Case("control", targets["control"], asked, hashes["control"]))
-        if asked.holdout:
-            chance = Case("holdout", targets["control"], stand_in, hashes["control"])
+        columns.append(("control", "control"))
     elif asked.holdout:
-        found.append(Case("holdout", targets["unlearned"], stand_in, hashes["unlearned"]))
+        columns.append(("holdout", "unlearned"))
     if "original" in targets:
-        found.append(Case("original", targets["original"], asked, hashes["original"]))
-    return found, chance
+        columns.append(("original", "original"))
+    return [_case(column, targets[role], asked, entries) for column, role in columns]
+
+
+def control_check(targets: Targets, asked: Probes, entries: Mapping[str, ModelEntry]) -> list[Case]:
+    """The control asked about the forget records, and about the holdout, which shows what chance is."""
+    if "control" not in targets:
+        return []
+    columns: list[Column] = ["control", *(["holdout"] if asked.holdout else [])]  # type: ignore[list-item]
+    return [_case(column, targets["control"], asked, entries) for column in columns]
+
+
+def _case(column: Column, target: Target, asked: Probes, entries: Mapping[str, ModelEntry]) -> Case:
+    guarded = isinstance(target.model, Guarded)
+    weights = weights_hash(target.model) if guarded else entries[target.role].sha256
+    stand_in = replace(asked, forget=asked.holdout, holdout=())
+    return Case(column, target, stand_in if column == "holdout" else asked, weights)
 
 
 def halved(case: Case) -> Case:

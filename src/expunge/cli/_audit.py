@@ -15,7 +15,7 @@ from expunge.errors import UsageError
 
 @flags
 class Material:
-    """Models that are attacked, and records to attack them with."""
+    """Models that are attacked, what stands around them, and records to attack them with."""
 
     model: Annotated[str | None, Parameter(help="The unlearned model, or the folder of a finished run.")] = (
         None
@@ -27,6 +27,19 @@ class Material:
     ] = None
     original: Annotated[str | None, Parameter(help="The model before unlearning.")] = None
     control: Annotated[str | None, Parameter(help="A model that never saw the forget records.")] = None
+    filters: Annotated[
+        str | None,
+        Parameter(
+            help="Filters that the model is deployed behind, outermost first: names from expunge list "
+            "filters or FILE.py:NAME, with commas between."
+        ),
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """By name, as `expunge.auditing.audit` takes them."""
+        filters = [] if self.filters is None else inputs.listed(self.filters)
+        return vars(self) | {"filters": filters}
 
 
 @flags
@@ -70,8 +83,8 @@ def audit(
 ) -> None:
     """Try to bring back what was removed: attacks on the original, the unlearned and a control model.
 
-    Ends in a verdict: erased, suppressed, not forgotten. --set takes settings of the reading (bf16=false) and
-    of an attack (ATTACK:FIELD=VALUE).
+    Ends in a verdict: erased, suppressed, not forgotten. --set takes settings of the reading (bf16=false),
+    of an attack (ATTACK:FIELD=VALUE) and of a filter (FILTER:FIELD=VALUE).
     """
     subject = _subject(folder, material.model)
     settings = _settings(training, seconds)
@@ -80,7 +93,7 @@ def audit(
 
     try:
         result = run_audit(
-            **vars(material) | {"model": subject},
+            **material.given | {"model": subject},
             attacks=None if attacks is None else inputs.listed(attacks),
             redact=redact,
             output=where,
@@ -96,7 +109,7 @@ def audit(
 
 def _settings(training: Training, seconds: float | None) -> dict[str, Any]:
     settings = training.given()
-    if named := sorted({"attacks", "redact", "seconds", "tokenizer"} & settings.keys()):
+    if named := sorted({"attacks", "filters", "redact", "seconds", "tokenizer"} & settings.keys()):
         raise UsageError(f"--set must not name {named[0]}; see expunge audit --help for the flags.")
     return settings if seconds is None else settings | {"seconds": seconds}
 

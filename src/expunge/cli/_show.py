@@ -58,7 +58,7 @@ def report(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "weightings", "step-sizes", "benchmarks", "metrics", "attacks"] | None,
+        Literal["methods", "weightings", "step-sizes", "benchmarks", "metrics", "attacks", "filters"] | None,
         Parameter(help="One kind only."),
     ] = None,
     /,

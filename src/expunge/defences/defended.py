@@ -25,7 +25,7 @@ class Defended(nn.Module):
     gradient, and is judged by an answer that has passed them. Those that decode by forward passes (perturbed
     embeddings, soft prompts, activation patching, contrastive decoding) never meet a filter: they show what
     is left behind it. Inputs given as embeddings pass `inputs` forwards and the identity backwards. The
-    model's own `generate` (sampling, beam search) asks behind the filters too. All else is the model's.
+    model's own `generate` (beam search) asks behind the filters too. All else is the model's.
 
     Args:
         model: A causal language model; not copied.
@@ -33,6 +33,9 @@ class Defended(nn.Module):
         filters: Outermost first.
         template: How prompts were put, so that filters see the user's words and not the frame around them.
         inputs: A filter on input embeddings, [b, t, d] to the same shape (`pass_through.nearest_tokens`).
+
+    Attributes:
+        asked: Answers that have passed the filters so far.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Defended(nn.Module):
         self.model, self.tokenizer, self.filters = model, tokenizer, Stack(tuple(filters))
         self.inputs = PassThrough(inputs) if inputs is not None else nn.Identity()
         self.train(model.training)
+        self.asked = 0
         framed = _text(tokenizer, encode_prompt(_MARK, tokenizer, template))
         self._head, _, self._tail = framed.partition(_MARK)
 
@@ -80,6 +84,13 @@ class Defended(nn.Module):
             return [one.text for one in decode(asked, given)] if asked else []
 
         said = self.filters([body for _, body, _ in parts], ask)
+        if len(said) != len(rows) or not all(isinstance(text, str) for text in said):
+            kinds = ", ".join(sorted({type(text).__name__ for text in said})) or "none"
+            raise ValueError(
+                f"A filter must give one text per prompt ({len(rows)}); got {len(said)} of type {kinds}. "
+                "Return a list of str."
+            )
+        self.asked += len(said)
         return [Generation(text, tuple(self._ids(text))) for text in said]
 
     def _split(self, row: Encoded) -> tuple[str, str, str]:

@@ -120,6 +120,7 @@ def _view(record: AuditRecord) -> dict[str, Any]:
     model = record.models.get("unlearned")
     facts = {
         "Compared with": record.control if record.control != "model" else "a control model",
+        **({"Behind filters": ", ".join(one.name for one in record.filters)} if record.filters else {}),
         "Attacks": str(sum(entry.status == "done" for entry in record.attacks)),
         "Seed": str(record.seed),
         "Created": record.created,
@@ -139,10 +140,16 @@ def _view(record: AuditRecord) -> dict[str, Any]:
         "values": list(_values(record, columns)),
         "worst": [_worst(one) for one in record.worst],
         "details": [_detail(entry) for entry in record.attacks],
-        "settings": wording.settings(record.configuration),
+        "settings": [*wording.settings(record.configuration), *_filters(record)],
         "environment": list(machine(record.environment)),
         "costs": list(_costs(record)),
     }
+
+
+def _filters(record: AuditRecord) -> Iterator[tuple[str, str]]:
+    for one in record.filters:
+        fields = ", ".join(f"{key} {value}" for key, value in wording.settings(one.configuration))
+        yield f"filter {one.name}", fields
 
 
 def _row(entry: AttackEntry, columns: Iterable[Column]) -> dict[str, Any]:

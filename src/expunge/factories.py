@@ -1,0 +1,51 @@
+"""What is made from a name and settings: fields are read as their types say, and refused in one line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from expunge.errors import UsageError
+
+
+def made(what: str, name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """What a class or a function makes of settings.
+
+    Args:
+        what: Its kind, for messages.
+        name: As the user calls it.
+        factory: Its parameters are the settings that it has.
+        settings: Parameter -> value; strings are read as what the parameter holds, with commas between the
+            members of a tuple.
+
+    Raises:
+        UsageError: A setting is unknown or of the wrong type, or the factory refuses it.
+    """
+    known = inspect.signature(factory).parameters
+    for key in settings:
+        if key not in known:
+            from expunge.settings import nearest
+
+            raise UsageError(
+                f"--set {name}:{key} must name a setting of the {what}; it has "
+                f"{', '.join(known) or 'none'}. {nearest(key, known)}".rstrip()
+            )
+    hints = get_type_hints(factory)
+    typed = {key: _typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
+    try:
+        return factory(**typed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} {name} refused its settings: {error}") from None
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        value = [word.strip() for word in str(value).split(",")]
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
