@@ -15,11 +15,13 @@ import latent_models as models
 from expunge.attacks import NEVER_SEEN, make_attack
 from expunge.attacks.attack import Clock, Findings, Probes
 from expunge.attacks.decoding import decode, embedding_of, end_tokens, left_padded
-from expunge.attacks.embedding.losses import margin
+from expunge.attacks.embedding.balls import L2
+from expunge.attacks.embedding.losses import Predict, margin
 from expunge.attacks.embedding.never_seen import never_seen
 from expunge.attacks.embedding.perturbed_prompt import PerturbedPrompt, Way
-from expunge.attacks.embedding.prompts import prompts_of
+from expunge.attacks.embedding.prompts import Prompts, prompts_of
 from expunge.attacks.embedding.soft_prompt import SoftPrompt, UniversalSoftPrompt
+from expunge.attacks.embedding.watched import Watched
 from expunge.attacks.frozen import frozen
 from expunge.attacks.plain import Prompt
 from expunge.errors import UsageError
@@ -100,19 +102,53 @@ def test_costs_are_known_and_arise_from_gradients_where_there_are_any(attack: An
     assert "arXiv" in attack.line
 
 
+class Ticking(Clock):
+    """Over once it was looked at a few times."""
+
+    looks = 0
+
+    @property
+    def over(self) -> bool:
+        self.looks += 1
+        return self.looks > 3
+
+
+@pytest.mark.parametrize("way", get_args(Way))
+def test_time_that_runs_out_within_a_search_ends_it(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of many steps is not waited for: what it had come to is asked, and the rest is said."""
+    passes = []
+    logits = Prompts.logits
+    monkeypatch.setattr(Prompts, "logits", lambda *given: passes.append(1) or logits(*given))
+    steps = 1 if way in ("fgsm", "fgm") else 500
+    found = run(
+        PerturbedPrompt(way, radius=0.001, levels=9, steps=steps), models.biased(), clock=Ticking(60.0)
+    )
+    assert len(passes) <= 4
+    assert all(one.tries for one in found.recoveries)
+    assert not found.complete
+    assert "Stopped after 60 s: 0 of 8 records" in " ".join(found.notes)
+
+
+def test_what_a_stopped_search_had_come_to_is_the_shortest_that_reached_its_labels() -> None:
+    start, labels = torch.zeros(2, 1), torch.tensor([[1], [1]])
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.new_full((2, 1), 0.2), x], dim=-1)  # label 1 from 0.2 on
+
+    def search(ask: Predict) -> torch.Tensor:
+        for first, second in ((0.8, 0.05), (0.3, 0.15), (0.9, 1.6), (0.6, 0.1)):
+            ask(torch.tensor([[first], [second]]))
+        raise AssertionError("time was over")
+
+    watched = Watched(predict, start, labels, L2(1.0), Ticking(60.0))  # the fourth pass is not made
+    points, whole = watched.found(search)
+    assert not whole
+    torch.testing.assert_close(points, torch.tensor([[0.3], [0.15]]))  # the second: nearest to it in the ball
+    assert Watched(predict, start, labels, L2(1.0), Clock()).found(lambda ask: start + 1)[1]
+
+
 def test_time_that_runs_out_within_a_batch_is_said() -> None:
     """Steps that were not made are no failure of the attack."""
-
-    class Ticking(Clock):
-        """Over once it was looked at a few times."""
-
-        looks = 0
-
-        @property
-        def over(self) -> bool:
-            self.looks += 1
-            return self.looks > 3
-
     found = run(SoftPrompt(steps=20, rate=1e-4), models.refusing(), clock=Ticking(60.0))
     assert all(one.tries for one in found.recoveries)
     assert not found.complete

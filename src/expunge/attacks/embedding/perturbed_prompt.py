@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from expunge.attacks.answers import best, tokens_in
-from expunge.attacks.attack import Cost, Family, Findings, Probes, Recovery, Setting, Target
+from expunge.attacks.attack import Clock, Cost, Family, Findings, Probes, Recovery, Setting, Target
 from expunge.attacks.embedding import never_seen
 from expunge.attacks.embedding.balls import L1, L2, Ball, LInf, Masked, along
 from expunge.attacks.embedding.carlini_wagner import CarliniWagner
@@ -27,6 +27,7 @@ from expunge.attacks.embedding.never_seen import Found
 from expunge.attacks.embedding.projected_gradient import ProjectedGradient, Walk
 from expunge.attacks.embedding.prompts import answers, prompts_of
 from expunge.attacks.embedding.recipes import fgm, fgsm, momentum
+from expunge.attacks.embedding.watched import Watched
 from expunge.attacks.frozen import frozen
 from expunge.collate import Encoded, Encoding
 from expunge.generation import MARGIN
@@ -120,7 +121,8 @@ class PerturbedPrompt:
     def run(self, target: Target, probes: Probes, setting: Setting) -> Findings:
         def attempt(records: Sequence[Record], rows: Sequence[Encoded]) -> list[Found]:
             with frozen(target.model, setting.precision) as device:
-                return self._attempt(records, rows, _Batch(target, probes.encoding, device))
+                batch = _Batch(target, probes.encoding, device, setting.clock)
+                return self._attempt(records, rows, batch)
 
         own, controls = never_seen.attack_both(target, probes, setting, attempt)
         axis = "norm of the perturbation, relative to the prompt embeddings'"
@@ -130,22 +132,29 @@ class PerturbedPrompt:
         return [self.radius * (i + 1) / self.levels for i in range(self.levels)]
 
     def _attempt(self, records: Sequence[Record], rows: Sequence[Encoded], batch: _Batch) -> list[Found]:
-        """Every radius in turn, for those that are not recovered yet."""
+        """Every radius in turn, for those that are not recovered yet, as long as there is time."""
         tried: list[list[Recovery]] = [[] for _ in records]
         spent = [math.inf] * len(records)
-        for radius in [self.radius] if self.way in _MINIMAL else self._radii():
+        radii = [self.radius] if self.way in _MINIMAL else self._radii()
+        for number, radius in enumerate(radii, 1):
             left = [i for i, norm in enumerate(spent) if math.isinf(norm)]
-            if not left:
-                break
             some = [records[i] for i in left], [rows[i] for i in left]
-            for i, (recovery, norm) in zip(left, self._once(*some, radius, batch), strict=True):
+            found, whole = self._once(*some, radius, batch)
+            for i, (recovery, norm) in zip(left, found, strict=True):
                 tried[i].append(recovery)
                 spent[i] = norm if recovery.recovered else math.inf
-        return [Found(best(found), norm) for found, norm in zip(tried, spent, strict=True)]
+            whole = whole and number == len(radii)
+            if not any(map(math.isinf, spent)) or batch.clock.over:
+                break
+        return [
+            Found(best(found), norm, whole=whole or math.isfinite(norm))
+            for found, norm in zip(tried, spent, strict=True)
+        ]
 
     def _once(
         self, records: Sequence[Record], rows: Sequence[Encoded], radius: float, batch: _Batch
-    ) -> list[tuple[Recovery, float]]:
+    ) -> tuple[list[tuple[Recovery, float]], bool]:
+        """A recovery per record with its norm, and whether the search came to its end."""
         prompts = prompts_of(batch.target.model, rows, batch.device)
         ball = Masked(_NORMS.get(self.way, L2)(radius), prompts.mask[..., None])
         scale = along(ball.norm(prompts.embeds), prompts.embeds)
@@ -154,14 +163,16 @@ class PerturbedPrompt:
         def predict(x: Tensor) -> Tensor:
             return prompts.logits(x * scale)
 
-        found = self._perturbed(predict, start, prompts.labels, ball)
+        watched = Watched(predict, start, prompts.labels, ball, batch.clock)
+        found, whole = watched.found(lambda asked: self._perturbed(asked, start, prompts.labels, ball))
         found = start + ball.project(found - start)
         lengths = ball.norm(found - start).tolist()
         said = answers(batch.target, records, rows, found * scale, prompts.mask, batch.encoding)
-        return [
+        told = [
             (_told(recovery, self.way, length), length)
             for recovery, length in zip(said, lengths, strict=True)
         ]
+        return told, whole
 
     def _perturbed(self, predict: Predict, start: Tensor, labels: Tensor, ball: Ball) -> Tensor:
         """The prompts' embeddings after the attack, which may lie beyond the ball."""
@@ -225,6 +236,7 @@ class _Batch:
     target: Target
     encoding: Encoding
     device: torch.device
+    clock: Clock
 
 
 def _told(recovery: Recovery, way: str, length: float) -> Recovery:
