@@ -136,11 +136,11 @@ def test_what_a_stopped_search_had_come_to_is_the_shortest_that_reached_its_labe
         return torch.stack([x.new_full((2, 1), 0.2), x], dim=-1)  # label 1 from 0.2 on
 
     def search(ask: Predict) -> torch.Tensor:
-        for first, second in ((0.8, 0.05), (0.3, 0.15), (0.9, 1.6), (0.6, 0.1)):
+        for first, second in ((0.8, 0.05), (0.3, 0.15), (0.9, 1.6), (0.6, 0.1), (0.25, 0.3)):
             ask(torch.tensor([[first], [second]]))
         raise AssertionError("time was over")
 
-    watched = Watched(predict, start, labels, L2(1.0), Ticking(60.0))  # the fourth pass is not made
+    watched = Watched(predict, start, labels, L2(1.0), Ticking(60.0))  # the fifth pass is not made
     points, whole = watched.found(search)
     assert not whole
     torch.testing.assert_close(points, torch.tensor([[0.3], [0.15]]))  # the second: nearest to it in the ball
