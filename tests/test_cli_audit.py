@@ -83,9 +83,10 @@ def test_a_finished_run_needs_no_other_flag(run, place, capsys, monkeypatch):
     assert (run / "audit" / "report.html").is_file()
 
 
-def test_every_attack_runs_on_a_finished_run(run):
+@pytest.mark.parametrize("around", [(), ("--filters", "refuse-answers")], ids=["bare", "filtered"])
+def test_every_attack_runs_on_a_finished_run(around, run):
     """All that is tried by default, cut short: none fails, and what cannot run names what it lacks."""
-    assert call("audit", run, "--seconds", "0.2") == 0
+    assert call("audit", run, "--seconds", "0.2", *around) == 0
     found = read_audit(run / "audit")
     assert {entry.name for entry in found.attacks} == set(ATTACKS) - ON_REQUEST
     assert {entry.name: entry.why for entry in found.attacks if entry.status == "failed"} == {}

@@ -198,7 +198,8 @@ def _begin(
     plain = _one(chosen[0], cases, session)
     results = plain[0].results
     if any(case.column not in results for case in cases):
-        raise UsageError(f"The training prompts must be answered before anything is attacked. {plain[0].why}")
+        why = redacted(plain[0].why, session.store.secrets)
+        raise UsageError(f"The training prompts must be answered before anything is attacked. {why}")
     asked = {case.column: (case, results[case.column]) for case in cases}
     return plain, _check_control(chosen[0], asked, check, session)
 
@@ -221,7 +222,8 @@ def _check_control(
         if column is None or column.weights != case.weights:
             entry = attack_all(plain, [case], session if column is None else unkept)[0]
             if (result := entry.results.get(case.column)) is None:
-                raise UsageError(f"The control must answer the {case.column} prompts. {entry.why}")
+                why = redacted(entry.why, session.store.secrets)
+                raise UsageError(f"The control must answer the {case.column} prompts. {why}")
         assert result is not None
         found[case.column] = result
     original = asked["original"][1] if "original" in asked else None
