@@ -96,6 +96,14 @@ def test_every_attack_runs_on_a_finished_run(around, run):
     assert not any("Not on" in entry.why for entry in found.attacks if entry.status == "done")
 
 
+def test_filters_that_are_none_are_refused(run, capsys):
+    assert call("audit", run, "--filters", "") == 2
+    assert "--filters must name at least one filter" in capsys.readouterr().err
+    assert call("audit", run, "--filters", "refuse-answer") == 2
+    assert "Did you mean refuse-answers?" in " ".join(capsys.readouterr().err.split())
+    assert not (run / "audit").exists()
+
+
 def test_a_mistyped_folder_is_named(capsys, tmp_path):
     assert call("audit", tmp_path / "nowhere") == 2
     assert "nowhere is no folder here. Check the path, or give --output DIR." in " ".join(

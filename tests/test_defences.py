@@ -22,8 +22,9 @@ from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import Relearn
 from expunge.attacks.sampling import BestOfN
 from expunge.audit_record import AuditRecord
-from expunge.auditing.running import PAST
-from expunge.auditing.store import _marks
+from expunge.auditing import _filter_entry
+from expunge.auditing.judgement import PAST
+from expunge.auditing.store import marks
 from expunge.collate import Encoding
 from expunge.defences import pass_through
 from expunge.defences.by_name import make_filters
@@ -200,7 +201,8 @@ def hidden_by(*filters: object, **options: object) -> AuditRecord:
     """The audit of a model that forgot nothing and is asked through filters."""
     known = {"attacks": ["prompt", BestOfN(2, (0.1,)), Quantise((8,))]}
     known |= {"original": knowing(), "control": never_knew()} | rows_of(forget=FORGET, holdout=world.HOLDOUT)
-    return expunge.audit(knowing(), tokenizer(), filters=filters, **known | WORLD | options).record
+    known |= {"model": knowing()} | WORLD | options
+    return expunge.audit(known.pop("model"), tokenizer(), filters=filters, **known).record
 
 
 def test_an_audit_asks_through_filters_by_name_and_names_what_went_past_them():
@@ -213,8 +215,11 @@ def test_an_audit_asks_through_filters_by_name_and_names_what_went_past_them():
     assert past == ["quantise"]
     assert not any(PAST in entry.results["original"].notes for entry in found.attacks)
     assert found.attack("quantise").judgement.outcome == "exceeds"
-    (note,) = found.notes
-    assert "through filters: refuse-answers. Past them went quantise:" in note
+    reason = found.verdict.reasons[0]
+    assert reason.startswith(
+        "The unlearned and the control model were asked through filters: refuse-answers."
+    )
+    assert "Past them went quantise:" in reason
     assert [(one.name, one.configuration) for one in found.filters] == [
         ("refuse-answers", {"protected": f"{len(FORGET)} texts", "recall": 0.5})
     ]
@@ -243,8 +248,71 @@ def test_findings_behind_other_filters_are_other_findings(tmp_path, monkeypatch)
     again = hidden_by("refuse-answers", **same, resume=True, **{"refuse-answers:recall": 1.0})
     assert asked[before:].count("unlearned") == 1
     assert again.filters != first.filters
+    with pytest.raises(UsageError, match="it was asked through refuse-answers, now without any"):
+        hidden_by(**same, resume=True)
+    (tmp_path / "audit" / "audit.json").unlink()  # as an interruption would leave it
     hidden_by(**same, resume=True)
     assert asked[before:].count("unlearned") == 2
+
+
+def test_a_model_that_forgot_nothing_is_not_erased_by_its_filter(monkeypatch):
+    """Filters can refuse all that an audit looks for: only attacks that go past them count as none."""
+    monkeypatch.setattr("expunge.auditing.judgement.WIDEST", 1.0)  # of eight records
+    found = hidden_by("refuse-answers", attacks=["prompt", BestOfN(2, (0.1,))]).verdict
+    assert found.word == "undecided"
+    assert "no attack looked behind them" in found.sentence
+    assert "Nothing went past them" in found.reasons[0]
+    behind = {"attacks": ["prompt", Quantise((8,))]}
+    assert hidden_by("refuse-answers", **behind).verdict.word == "suppressed"
+    gone = copy.deepcopy(never_knew())
+    with torch.no_grad():
+        gone.model.norm.weight.mul_(1.0001)  # not the control itself
+    assert hidden_by("refuse-answers", **behind, model=gone).verdict.word == "erased"
+
+
+def test_what_asked_nothing_went_past_nothing():
+    found = hidden_by("refuse-answers", attacks=["prompt", "refusal-ablation"], seconds=1e-6)
+    assert "Nothing went past them" in found.verdict.reasons[0]
+
+
+WORDS = """
+from dataclasses import dataclass
+
+@dataclass
+class Words:
+    word: str
+    more: tuple = ("a", "b")
+
+    def __call__(self, prompts, ask):
+        raise ValueError(f"{prompts[0]} " * 40)
+"""
+
+
+def test_a_redacted_audit_keeps_no_text_of_its_filters(tmp_path):
+    secret = FORGET[0].response
+    file = tmp_path / "own.py"
+    file.write_text(WORDS)
+    settings = {f"{file}:Words:word": secret.split()[0]}
+    (entry,) = [_filter_entry(one, (secret,)) for one in make_filters([f"{file}:Words"], settings, ())]
+    assert entry.configuration == {"word": "left out", "more": "2 texts"}
+    with pytest.raises(UsageError, match="must be answered") as caught:
+        hidden_by(f"{file}:Words", redact=True, **settings)
+    assert FORGET[0].prompt not in str(caught.value)
+
+
+def test_filters_are_marked_by_what_they_do():
+    same = [marks(defended(Smoothing(copies=2))) for _ in range(2)]
+    assert same[0] == same[1] != marks(defended(Smoothing(copies=3)))
+    assert marks(knowing()) == []
+    rewriting = [Paraphrase(rewrite=lambda prompts: prompts) for _ in range(2)]
+    assert marks(defended(rewriting[0])) != marks(defended(rewriting[1]))
+    inputs = nearest_tokens(knowing().get_input_embeddings())
+    assert marks(defended(inputs=inputs)) != marks(defended(inputs=inputs))
+
+
+def test_filters_stand_in_one_place():
+    with pytest.raises(UsageError, match="the unlearned model comes with filters of its own"):
+        hidden_by("smoothing", model=defended(Smoothing()))
 
 
 OWN = """
@@ -275,9 +343,14 @@ def test_filters_of_the_users_own_file(tmp_path):
     assert silent.filter(["a", "b"], Log({})) == ["no", "no"]
     assert silent.configuration == {"word": "no"}
     assert [one.name for one in (shouting, silent)] == [f"{file}:shouting", f"{file}:Silent"]
-    assert _marks(shouting.filter) == ("shouting", hashlib.sha256(OWN.encode()).hexdigest())
-    with pytest.raises(UsageError, match=r"one text per prompt \(8\); got 1 of type str"):
+    for one in (shouting.filter, silent.filter):
+        mark = marks(defended(one))[-1]
+        assert mark == marks(defended(one))[-1]
+        assert hashlib.sha256(OWN.encode()).hexdigest() in mark
+    with pytest.raises(UsageError, match=r"filter short must give a list of one str per prompt \(8\); got 1"):
         hidden_by(f"{file}:short")
+    with pytest.raises(UsageError, match="filter short must give"):
+        hidden_by("smoothing", f"{file}:short")
     with pytest.raises(UsageError, match="int is not"):
         make_filters([f"{file}:number"], {}, ())
 
@@ -291,6 +364,7 @@ def test_filters_of_the_users_own_file(tmp_path):
         (["smoothing"], {"smoothing:copies": "many"}, "smoothing:copies must be a valid integer"),
         (["smoothing"], {"smoothing:copies": 0}, "refused its settings: `copies` must be at least 1"),
         ([Smoothing()], {"smoothing:copies": 3}, "is an object and takes no settings"),
+        ("smoothing", {}, "Put it in brackets"),
         (["refuse-prompts"], {}, "`protected` must hold at least one text"),
     ],
 )

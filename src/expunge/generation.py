@@ -51,7 +51,7 @@ class Generation:
 
 
 Decode = Callable[[Sequence[Encoded], Sequence[int | None]], list[Generation]]
-"""Rows and the new tokens that each may have -> greedy answers."""
+"""Rows and the new tokens that each may have -> an answer each, greedy but where an attack samples."""
 
 
 @runtime_checkable

@@ -9,13 +9,14 @@ attack that nobody has taken, on all columns, alone; the first judges, and write
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ from expunge.auditing.evidence import best_entry, redact_entry, telling, worst
 from expunge.auditing.judgement import reference
 from expunge.auditing.material import Material, choose, claim, gather
 from expunge.auditing.options import AuditOptions
-from expunge.auditing.running import PAST, Case, Found, Session, announce, attack_all
+from expunge.auditing.running import Case, Found, Session, announce, attack_all
 from expunge.auditing.store import Store, redacted
 from expunge.auditing.verdicts import verdict
 from expunge.defences.by_name import Named, of_filters
@@ -49,6 +50,9 @@ from expunge.progress import Silent
 from expunge.record import ModelEntry
 from expunge.report.audit import write_page
 from expunge.runs import data_entry
+
+LEFT_OUT: Final = "left out"
+"""In place of a text in a redacted record."""
 
 __all__ = ["AuditOptions", "AuditResult", "audit"]
 
@@ -218,9 +222,9 @@ def _check_control(
     unkept = replace(session, store=Store(None, session.seconds))  # the column's own findings stand there
     found: dict[Column, Result] = {}
     for case in check:
-        column, result = asked.get(case.column, (None, None))
-        if column is None or column.weights != case.weights:
-            entry = attack_all(plain, [case], session if column is None else unkept)[0]
+        same, result = asked.get(case.column, (None, None))
+        if same is None or same.weights != case.weights:
+            entry = attack_all(plain, [case], session if same is None else unkept)[0]
             if (result := entry.results.get(case.column)) is None:
                 why = redacted(entry.why, session.store.secrets)
                 raise UsageError(f"The control must answer the {case.column} prompts. {why}")
@@ -266,7 +270,7 @@ def _record(
         redacted=options.redact,
         control={"control": "model", "holdout": "holdout"}.get(column or "", "none"),
         filters=filters,
-        verdict=verdict(attacks, best, open_question),
+        verdict=verdict(attacks, best, open_question, _through(material, filters, column)),
         attacks=attacks,
         best=best,
         worst=worst(found, names, material.sets["forget"], redact=options.redact),
@@ -274,26 +278,30 @@ def _record(
         data={name: data_entry(records) for name, records in material.sets.items()},
         environment=environment(),
         peak_memory_bytes=peak_memory(),
-        notes=[redacted(note, secrets) for note in (*material.notes, *_past(attacks, filters))],
+        notes=[redacted(note, secrets) for note in material.notes],
     )
 
 
 def _filter_entry(one: Named, secrets: Sequence[str]) -> FilterEntry:
-    plain = {key: redacted(v, secrets) if isinstance(v, str) else v for key, v in one.configuration.items()}
+    """A filter as the record names it; in a redacted one without any text of its configuration."""
+    counted = re.compile(r"\d+ (text|value)s?")
+    plain = {
+        key: LEFT_OUT if secrets and isinstance(v, str) and not counted.fullmatch(v) else v
+        for key, v in one.configuration.items()
+    }
     return FilterEntry(name=redacted(one.name, secrets), configuration=plain)
 
 
-def _past(attacks: Sequence[AttackEntry], filters: Sequence[FilterEntry]) -> list[str]:
-    """Which attacks no filter stood in the way of."""
+def _through(material: Material, filters: Sequence[FilterEntry], column: str | None) -> str:
+    """Who was asked through which filters; "" where nobody was."""
     if not filters:
-        return []
-    stack = f"through filters: {', '.join(entry.name for entry in filters)}"
-    past = [e.name for e in attacks if "unlearned" in e.results and PAST in e.results["unlearned"].notes]
-    behind = (
-        f" Past them went {', '.join(past)}: what these bring back the model behind still knows, and whoever "
-        "has its weights can have; who only asks it meets the filters."
-    )
-    return [f"The unlearned and the control model were asked {stack}.{behind if past else ''}"]
+        return ""
+    stack = ", ".join(entry.name for entry in filters)
+    if column != "control":
+        return f"The unlearned model was asked through filters: {stack}."
+    if material.guards("control"):
+        return f"The unlearned and the control model were asked through filters: {stack}."
+    return f"The unlearned model was asked through filters: {stack}. The control was asked without."
 
 
 def _untried(attacks: Sequence[AttackEntry], *, controlled: bool) -> list[Untried]:

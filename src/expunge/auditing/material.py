@@ -22,7 +22,7 @@ from expunge.attacks import (
     family_of,
     make_attack,
 )
-from expunge.audit_record import AttackEntry
+from expunge.audit_record import FILE, AttackEntry, AuditRecord, read_audit
 from expunge.auditing import subjects
 from expunge.auditing.options import AuditOptions
 from expunge.auditing.run_folder import RunFolder, run_folder
@@ -70,6 +70,11 @@ class Material:
         own = place.filters.filters if isinstance(place, Defended) else ()
         return (*self.filters, *map(named, own))
 
+    def guards(self, role: Role) -> bool:
+        """Whether a model is asked through filters."""
+        guarded = role != "original" and bool(self.filters)
+        return guarded or isinstance(self.sources[role].place, Defended)
+
 
 def gather(
     models: Mapping[Role, ModelSource | None],
@@ -90,6 +95,11 @@ def gather(
         {"forget": forget, "retain": options.retain, "holdout": options.holdout}, options, run
     )
     filters = make_filters(options.filters, of_filters(settings, options.filters), sets["forget"])
+    if filters and (own := [role for role, place in models.items() if isinstance(place, Defended)]):
+        raise UsageError(
+            f"--filters must stand around bare models; the {own[0]} model comes with filters of its own. "
+            "Give all of them in one place."
+        )
     given = {role: Source(role, place) for role, place in models.items() if place is not None}
     trust = options.trust_remote_code
     sources, missing = _from_run(given, run, trust=trust) if run else (given, [])
@@ -206,6 +216,19 @@ def claim(options: AuditOptions, material: Material) -> Path | None:
             f"--output must not be a run's folder, whose page would be lost; {folder} holds {others[0]}. "
             f"Name another, such as {folder / 'audit'}."
         )
+    if options.resume and (folder / FILE).is_file():
+        _same_filters(read_audit(folder), material.all_filters, folder)
     places = [s.place for s in material.sources.values() if isinstance(s.place, str | Path)]
     read = [*map(Path, places), *(Path(records.source) for records in material.sets.values())]
     return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=read)
+
+
+def _same_filters(record: AuditRecord, filters: Sequence[Named], folder: Path) -> None:
+    """Refuse to write one audit over that of another deployment of the model."""
+    before, now = ([one.name for one in some] for some in (record.filters, filters))
+    if before != now:
+        raise UsageError(
+            f"--resume must keep the filters of the audit; in {folder} it was asked "
+            f"{'through ' + ', '.join(before) if before else 'without any'}, now "
+            f"{'through ' + ', '.join(now) if now else 'without any'}. Name another --output."
+        )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Final
 
 import numpy as np
 import torch
@@ -29,10 +28,9 @@ from expunge.attacks import (
 )
 from expunge.attacks.attack import borrows
 from expunge.audit_record import AttackEntry, Column, CostEntry, Point, Result
-from expunge.auditing.judgement import judge, share
-from expunge.auditing.store import Store, key_of
+from expunge.auditing.judgement import PAST, judge, share
+from expunge.auditing.store import Store, key_of, marks, redacted
 from expunge.defences.defended import Defended
-from expunge.defences.filters import Filter
 from expunge.errors import UsageError
 from expunge.inference import Precision
 from expunge.models import weights_hash
@@ -41,9 +39,6 @@ from expunge.progress import Reporter, Silent
 logger = logging.getLogger(__name__)
 
 Found = dict[Column, Findings]
-
-PAST: Final = "It went past the filters: its answers are those of the model behind them."
-"""Note on what an attack found on a model behind filters, none of which it met."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def attack_all(attack: Attack, cases: Sequence[Case], session: Session) -> tuple
         except _ChangedError as error:
             raise UsageError(str(error)) from None
         except Exception as error:
-            entry = _stumbled(entry, case, error)
+            entry = _stumbled(entry, case, error, session.store.secrets)
             if case.column == "unlearned":
                 return entry, {}
             continue
@@ -131,10 +126,10 @@ class _ChangedError(Exception):
     """An attack left a model changed."""
 
 
-def _stumbled(entry: AttackEntry, case: Case, error: Exception) -> AttackEntry:
+def _stumbled(entry: AttackEntry, case: Case, error: Exception, secrets: Sequence[str]) -> AttackEntry:
     """Why an attack gave nothing in a column; without the unlearned model's there is nothing to judge."""
     skipped = isinstance(error, _SkippedError | UsageError | ImportError)
-    line = " ".join(str(error).split())[:400]
+    line = redacted(" ".join(str(error).split()), secrets)[:400]
     why = line if skipped else f"It failed with {type(error).__name__}: {line}"
     if isinstance(error, ImportError):
         why = f"A library is missing: {line}. Install it to run this attack."
@@ -156,7 +151,7 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
         case.target.tokenizer,
         (case.weights, original),
         (session.seed, session.precision, device),
-        filters_of(case.target.model),
+        marks(case.target.model),
     )
     if kept := session.store.recall(attack.name, case.column, key):
         return kept.findings, kept.seconds
@@ -172,15 +167,11 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
     seconds = time.perf_counter() - started
     _unchanged(attack, case)
     findings = checked(attack.name, findings, len(case.probes.forget))
-    if filters_of(case.target.model) and _asked(case) == asked:
+    tried = any(found.tries for found in findings.recoveries)
+    if tried and isinstance(case.target.model, Defended) and _asked(case) == asked:
         findings = replace(findings, notes=[*findings.notes, PAST])
     kept = session.store.keep(attack.name, case.column, key, findings, seconds)
     return kept.findings, seconds
-
-
-def filters_of(model: nn.Module) -> tuple[Filter, ...]:
-    """What a model is asked through, outermost first."""
-    return model.filters.filters if isinstance(model, Defended) else ()
 
 
 def _asked(case: Case) -> int:

@@ -5,10 +5,12 @@ A file that is missing, damaged or of another key is no finding; the attack is r
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ValidationError
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 import expunge
@@ -140,7 +143,7 @@ def key_of(
     tokenizer: PreTrainedTokenizerBase,
     models: Iterable[str],
     session: Iterable[object],
-    filters: Sequence[Filter] = (),
+    filters: Sequence[str] = (),
 ) -> str:
     """SHA-256 over the attack, its settings and code, the data, the models, seed and precision.
 
@@ -150,7 +153,7 @@ def key_of(
         tokenizer: Vocabulary and chat template count.
         models: Weight hashes of the target and of the original.
         session: Seed, precision, device.
-        filters: That the model is asked through.
+        filters: Marks of those that the model is asked through.
     """
     kind = type(attack)
     facts = {
@@ -164,7 +167,7 @@ def key_of(
         "session": list(map(str, session)),
     }
     if filters:
-        facts["filters"] = [_source_hash(Defended), *(mark for one in filters for mark in _marks(one))]
+        facts["filters"] = list(filters)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -187,14 +190,26 @@ def _source_hash(kind: type | Callable[..., Any]) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
-def _marks(one: Filter) -> tuple[str, str]:
-    """What tells a filter from others: a function's name or an object's fields, and the code it stands in.
+def marks(model: nn.Module) -> list[str]:
+    """What tells a model's filters from others; none where it has none.
 
-    A function within another, and an object whose text is its address, is like no other.
+    A filter that nothing tells apart from others (a function within another, an object whose text is its
+    address, code that stands in no file) is marked as new, so that no findings are taken for its own.
     """
-    if inspect.isfunction(one) and "<" not in one.__qualname__:
-        return one.__qualname__, _source_hash(one)
-    return repr(one), _source_hash(type(one))
+    if not isinstance(model, Defended):
+        return []
+    found = [_source_hash(Defended), model.template, *map(_mark, model.filters.filters)]
+    return found if isinstance(model.inputs, nn.Identity) else [*found, uuid.uuid4().hex]
+
+
+def _mark(one: Filter) -> str:
+    function: Any = one if inspect.isfunction(one) else None
+    plain = function and "<" not in function.__qualname__ and not hasattr(function, "__wrapped__")
+    told, source = function.__qualname__ if plain else "", _source_hash(function or type(one))
+    if dataclasses.is_dataclass(one) and not isinstance(one, type):
+        fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+        told = f"{type(one).__qualname__} {fields!r}"
+    return f"{told} {source}" if told and source and " at 0x" not in told else uuid.uuid4().hex
 
 
 def _rows_hash(records: Iterable[Record]) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from expunge.attacks import PLAIN
 from expunge.audit_record import AttackEntry, Column, Result, Verdict
 from expunge.auditing.controls import Doubt
-from expunge.auditing.judgement import above, exceeds, least_seen, reference
+from expunge.auditing.judgement import PAST, above, exceeds, least_seen, reference
 
 FEW: Final = 10
 """Forget records below which a reader is warned."""
@@ -23,19 +23,22 @@ LEVEL: Final = 0.05
 """Of the test that an attack must pass beside all others."""
 
 
-def verdict(attacks: Sequence[AttackEntry], best: AttackEntry | None, doubt: Doubt | None = None) -> Verdict:
+def verdict(
+    attacks: Sequence[AttackEntry], best: AttackEntry | None, doubt: Doubt | None = None, through: str = ""
+) -> Verdict:
     """The audit's word, from the plain prompt, the other attacks, and the worst case over them.
 
     Args:
         attacks: The plain prompt and the others, judged where they ran.
         best: The worst case per record over those that tell something.
         doubt: What the check of the control left open.
+        through: Who was asked through which filters, as a sentence; "" where nobody was.
     """
     plain = next((entry for entry in attacks if entry.name == PLAIN), None)
     if plain is None or plain.judgement is None:
         why = plain.why if plain else "It was not asked."
         return Verdict(word="undecided", sentence=f"There is no answer to the training prompt. {why}")
-    reasons = [*([doubt.sentence] if doubt else []), *_reasons(attacks)]
+    reasons = [*_past(attacks, through), *([doubt.sentence] if doubt else []), *_reasons(attacks)]
     outcome = plain.judgement.outcome
     if outcome == "unjudged":
         return _without_control(plain, reasons)
@@ -51,36 +54,37 @@ def verdict(attacks: Sequence[AttackEntry], best: AttackEntry | None, doubt: Dou
             "erase, or the prompts are not those it was taught."
         )
         return Verdict(word="undecided", sentence=sentence, reasons=reasons)
-    return _behind_the_prompt(attacks, best, doubt, reasons)
+    word = _behind_the_prompt(attacks, best, doubt, filtered=bool(through))
+    return word.model_copy(update={"reasons": [*reasons, *word.reasons]})
 
 
 def _behind_the_prompt(
-    attacks: Sequence[AttackEntry], best: AttackEntry | None, doubt: Doubt | None, reasons: list[str]
+    attacks: Sequence[AttackEntry], best: AttackEntry | None, doubt: Doubt | None, *, filtered: bool
 ) -> Verdict:
     """The plain prompt is within the control's interval: what of the other attacks."""
     if through := [entry for entry in _of(attacks, "exceeds") if entry.name != PLAIN]:
-        reasons = [*reasons, *_corrected(through, attacks)]
+        reasons = [*_corrected(through, attacks)]
         return Verdict(word="suppressed", sentence=_came_through(through), reasons=reasons)
     if best is not None and best.judgement is not None and best.judgement.outcome == "exceeds":
         sentence = (
             "No attack alone stands out, but together they bring back more than they do from the control."
         )
-        return Verdict(word="suppressed", sentence=sentence, reasons=reasons)
-    if why := unsupported(attacks):
-        return Verdict(word="undecided", sentence=why, reasons=reasons)
+        return Verdict(word="suppressed", sentence=sentence)
+    if why := unsupported(attacks, filtered=filtered):
+        return Verdict(word="undecided", sentence=why)
     if doubt is not None and doubt.bars:
         sentence = (
             "Nothing beyond the control came back, but the control may know some of the records itself: "
             "beside it nothing can be called erased."
         )
-        return Verdict(word="undecided", sentence=sentence, reasons=reasons)
+        return Verdict(word="undecided", sentence=sentence)
     within = _of(attacks, "within")
     count = sum(entry.name != PLAIN for entry in within)
     sentence = (
         "Nothing beyond the control came back: not to the training prompt, and not under "
         f"{count} other attack{'s' if count != 1 else ''}. {_unseen(within)}"
     )
-    return Verdict(word="erased", sentence=sentence, reasons=[*reasons, *_wide(within)])
+    return Verdict(word="erased", sentence=sentence, reasons=[*_wide(within)])
 
 
 def _came_through(entries: Sequence[AttackEntry]) -> str:
@@ -176,7 +180,7 @@ def _whole(results: Mapping[Column, Result]) -> bool:
 # --- what is not shown
 
 
-def unsupported(attacks: Sequence[AttackEntry]) -> str:
+def unsupported(attacks: Sequence[AttackEntry], *, filtered: bool = False) -> str:
     """Why nothing can be called erased although nothing came back; "" where it can.
 
     "Erased" is said of what was tried, so it must have been tried. An attack supports it only if it came to
@@ -188,12 +192,16 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
     * more such attacks than were begun and did not come to an end: cut short by time, or failed;
     * and one in every family in which an attack was begun and did not come to an end.
 
+    Behind filters only attacks that went past them count: a filter that refuses what an audit looks for hides
+    a model that forgot nothing.
+
     Attacks that tell nothing (the control gives up as much, the original gives up nothing, targets never seen
     are reached as often) count on neither side, and what was never begun (a library is missing, records are)
     is named among what was not tried.
 
     Args:
         attacks: The plain prompt and the others, judged where they ran; none of them exceeds.
+        filtered: Whether the unlearned model was asked through filters.
     """
     if not any("original" in entry.results for entry in attacks if entry.name == PLAIN):
         return (
@@ -202,7 +210,14 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
         )
     others = [entry for entry in attacks if entry.name != PLAIN]
     ended = [entry for entry in _of(others, "within") if not _open(entry)]
+    if filtered:
+        ended = [entry for entry in ended if _went_past(entry)]
     open_ = [entry for entry in others if _open(entry)]
+    if filtered and not ended:
+        return (
+            "Nothing beyond the control came back through the filters, but no attack looked behind them and "
+            "came to an end: what the model itself still knows was not shown."
+        )
     if not (ended or open_):
         return "The training prompt shows nothing, and no other attack gave an answer: that proves little."
     silent = {entry.family for entry in open_} - {entry.family for entry in ended}
@@ -216,6 +231,25 @@ def unsupported(attacks: Sequence[AttackEntry]) -> str:
         f"Nothing beyond the control came back, but {_listed(named)} did not come to an end{alone}: that is "
         f"no answer ({count}).{' More --seconds help where time ran out.' if late else ''}"
     )
+
+
+def _past(attacks: Sequence[AttackEntry], through: str) -> Iterable[str]:
+    """Who was asked through filters, and which attacks none of these stood in the way of."""
+    if not through:
+        return
+    past = [entry.name for entry in attacks if _went_past(entry)]
+    behind = (
+        f" Past them went {_listed(past)}: what these bring back the model behind still knows, and whoever "
+        "has its weights can have; who only asks it meets the filters."
+        if past
+        else " Nothing went past them."
+    )
+    yield f"{through}{behind}"
+
+
+def _went_past(entry: AttackEntry) -> bool:
+    """Whether an attack met no filter of the unlearned model."""
+    return "unlearned" in entry.results and PAST in entry.results["unlearned"].notes
 
 
 def _open(entry: AttackEntry) -> bool:

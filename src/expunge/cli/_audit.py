@@ -39,6 +39,8 @@ class Material:
     def given(self) -> dict[str, Any]:
         """By name, as `expunge.auditing.audit` takes them."""
         filters = [] if self.filters is None else inputs.listed(self.filters)
+        if self.filters is not None and not filters:
+            raise UsageError("--filters must name at least one filter; got none. Leave the flag out instead.")
         return vars(self) | {"filters": filters}
 
 

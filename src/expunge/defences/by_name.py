@@ -1,13 +1,12 @@
 """Filters that can be named: `expunge audit --filters refuse-answers,FILE.py:NAME`.
 
-Filters that protect texts protect the forget records', unless a setting says otherwise.
+Of ours, those that protect texts protect the forget records', unless a setting says otherwise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,7 +32,8 @@ class Named:
     Attributes:
         name: The built-in name, FILE.py:NAME, or the name of its class or function.
         filter: It.
-        configuration: Its fields as plain values; texts that it protects are counted, not quoted.
+        configuration: Its fields (of a class without fields, its settings) as plain values; collections are
+            counted, not quoted.
     """
 
     name: str
@@ -50,29 +50,26 @@ def make_filters(
         given: Names of `FILTERS`, FILE.py:NAME or MODULE:NAME of a filter or of a class of filters, and
             filters; outermost first.
         settings: NAME:FIELD -> value.
-        forget: What is protected by those that protect texts.
+        forget: What is protected by those of ours that protect texts.
 
     Raises:
         UsageError: There is no such filter, it stands there twice, or it refuses its settings.
     """
-    names = [_called(one) for one in given]
+    if isinstance(given, str) or callable(given):
+        raise UsageError(f"`filters` must be a list of filters and names; got {given!r}. Put it in brackets.")
+    names = [one for one in given if isinstance(one, str)]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--filters must not repeat a filter; {repeated[0]} stands there twice. Drop one.")
     own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         name, _, field = key.rpartition(":")
         own.setdefault(name, {})[field] = value
-    found = []
-    for name, one in zip(names, given, strict=True):
-        known = own.get(name, {})
-        ready = _made(one, known, forget) if isinstance(one, str) else _as_it_is(name, one, known)
-        found.append(named(ready, name))
-    return tuple(found)
+    return tuple(_named(one, own.get(_called(one), {}), forget) for one in given)
 
 
-def named(filter_: Filter, name: str = "") -> Named:
+def named(filter_: Filter, name: str = "", settings: Mapping[str, Any] | None = None) -> Named:
     """A filter under the name of its class, or under another."""
-    return Named(name or _called(filter_), filter_, _configuration(filter_))
+    return Named(name or _called(filter_), filter_, _configuration(filter_, settings or {}))
 
 
 def of_filters(settings: Mapping[str, Any], given: Sequence[str | Filter]) -> dict[str, Any]:
@@ -86,11 +83,21 @@ def lines() -> dict[str, str]:
     return {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in FILTERS.items()}
 
 
+def _named(one: str | Filter, settings: Mapping[str, Any], forget: Sequence[Record]) -> Named:
+    name = _called(one)
+    if isinstance(one, str):
+        return named(_made(one, settings, forget), name, settings)
+    if isinstance(one, type):
+        return named(_of_class(name, one, {**_protected(one, forget), **settings}), name, settings)
+    return named(_as_it_is(name, one, settings), name)
+
+
 def _called(one: str | Filter) -> str:
     if isinstance(one, str):
         return one
     known = {kind: name for name, kind in FILTERS.items()}
-    return known.get(type(one)) or str(getattr(one, "__name__", type(one).__name__))
+    kind = one if isinstance(one, type) else type(one)
+    return known.get(kind) or str(getattr(one, "__name__", kind.__name__))
 
 
 def _made(name: str, settings: Mapping[str, Any], forget: Sequence[Record]) -> Filter:
@@ -128,21 +135,24 @@ def _as_it_is(name: str, found: Any, settings: Mapping[str, Any]) -> Filter:
 
 
 def _protected(kind: type, forget: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """The texts of the forget records that a filter is there to protect."""
-    if "protected" not in inspect.signature(kind).parameters:
+    """The texts of the forget records that a filter of ours is there to protect."""
+    if kind not in (RefusePrompts, RefuseAnswers):
         return {}
     texts = (record.response if kind is RefuseAnswers else record.prompt for record in forget)
     return {"protected": tuple(dict.fromkeys(text for text in texts if text.strip()))}
 
 
-def _configuration(found: Filter) -> dict[str, Any]:
+def _configuration(found: Filter, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(found) or isinstance(found, type):
-        return {}
-    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return {name: _plain(name, value) for name, value in fields.items()}
+        return {name: _plain(value) for name, value in settings.items()}
+    return {field.name: _plain(getattr(found, field.name)) for field in dataclasses.fields(found)}
 
 
-def _plain(name: str, value: Any) -> Any:
-    if name == "protected" and isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{len(value)} text{'s' if len(value) != 1 else ''}"
-    return value if isinstance(value, int | float | str | None) else repr(value)
+def _plain(value: Any) -> Any:
+    """A value without what it holds: that may be what was to be forgotten."""
+    if isinstance(value, Collection) and not isinstance(value, str):
+        kind = "text" if all(isinstance(one, str) for one in value) else "value"
+        return f"{len(value)} {kind}{'s' if len(value) != 1 else ''}"
+    if isinstance(value, int | float | str | None):
+        return value
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -20,12 +20,13 @@ class Defended(nn.Module):
     """A causal language model whose answers pass through filters.
 
     The generation pass of this library (`expunge.generation.generate`) asks through the filters; so do all
-    attacks that go through it: they ask in words. Forward passes are the model's own. Of the attacks that use
-    gradients, GCG finds its suffix on the model behind the filters, as one that takes the identity for their
-    gradient, and is judged by an answer that has passed them. Those that decode by forward passes (perturbed
-    embeddings, soft prompts, activation patching, contrastive decoding) never meet a filter: they show what
-    is left behind it. Inputs given as embeddings pass `inputs` forwards and the identity backwards. The
-    model's own `generate` (beam search) asks behind the filters too. All else is the model's.
+    attacks that go through it: they ask in words. So do samples (best of N). Forward passes are the model's
+    own. Of the attacks that use gradients, GCG finds its suffix on the model behind the filters, as one that
+    takes the identity for their gradient, and is judged by an answer that has passed them. Those that decode
+    by forward passes (perturbed embeddings, soft prompts, activation patching, contrastive decoding) never
+    meet a filter: they show what is left behind it. Inputs given as embeddings pass `inputs` forwards and the
+    identity backwards. The model's own `generate` (beam search) asks behind the filters too. All else is the
+    model's.
 
     Args:
         model: A causal language model; not copied.
@@ -51,6 +52,7 @@ class Defended(nn.Module):
         self.model, self.tokenizer, self.filters = model, tokenizer, Stack(tuple(filters))
         self.inputs = PassThrough(inputs) if inputs is not None else nn.Identity()
         self.train(model.training)
+        self.template: Template = template
         self.asked = 0
         framed = _text(tokenizer, encode_prompt(_MARK, tokenizer, template))
         self._head, _, self._tail = framed.partition(_MARK)
@@ -84,12 +86,6 @@ class Defended(nn.Module):
             return [one.text for one in decode(asked, given)] if asked else []
 
         said = self.filters([body for _, body, _ in parts], ask)
-        if len(said) != len(rows) or not all(isinstance(text, str) for text in said):
-            kinds = ", ".join(sorted({type(text).__name__ for text in said})) or "none"
-            raise ValueError(
-                f"A filter must give one text per prompt ({len(rows)}); got {len(said)} of type {kinds}. "
-                "Return a list of str."
-            )
         self.asked += len(said)
         return [Generation(text, tuple(self._ids(text))) for text in said]
 

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class Stack:
     def __call__(self, prompts: Sequence[str], ask: Ask) -> list[str]:
         if not self.filters:
             return ask(range(len(prompts)), prompts, None)
+        first = self.filters[0]
         inner = Stack(self.filters[1:])
 
         def behind(owners: Sequence[int], texts: Sequence[str], budget: int | None) -> list[str]:
@@ -58,7 +59,7 @@ class Stack:
 
             return inner(texts, own)
 
-        return self.filters[0](prompts, behind)
+        return _checked(first, first(prompts, behind), len(prompts))
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,16 @@ class RefuseAnswers:
         return any(
             leaks(answer, text) or rouge_l_recall(answer, text) >= self.recall for text in self.protected
         )
+
+
+def _checked(one: Filter, said: Any, count: int) -> list[str]:
+    """What a filter gave, if it is a text per prompt."""
+    texts = list(said) if isinstance(said, Sequence) and not isinstance(said, str) else []
+    if len(texts) == count and all(isinstance(text, str) for text in texts):
+        return texts
+    name = getattr(one, "__name__", type(one).__name__)
+    got = f"{len(texts)} of them" if texts else type(said).__name__
+    raise ValueError(f"filter {name} must give a list of one str per prompt ({count}); got {got}. Mend it.")
 
 
 def _majority(answers: Sequence[str]) -> str:
