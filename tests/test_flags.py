@@ -21,8 +21,8 @@ FLAGS = {
     "evaluate": "BENCHMARK --output --model --data --option --forget --retain --holdout --original "
     f"--reference --cache --logs --reference-logs --generations {READING} --seed --overwrite --redact "
     f"--trust-remote-code {LOOK}",
-    "audit": "FOLDER --model --forget --retain --holdout --original --control --attacks --seconds --redact "
-    f"--output {READING} --seed --set --resume --overwrite --trust-remote-code {LOOK}",
+    "audit": "FOLDER --model --forget --retain --holdout --original --control --filters --attacks "
+    f"--seconds --redact --output {READING} --seed --set --resume --overwrite --trust-remote-code {LOOK}",
     "compare": "BENCHMARK --methods --output --forget --retain --holdout --model --data --option --reference "
     f"--seeds --grid --forget-metric --utility-metric --keep-models --config {READING} --set --resume "
     f"--overwrite --trust-remote-code {LOOK}",
@@ -140,12 +140,12 @@ def test_compare_hands_every_flag_on(handed):
 
 
 def test_audit_hands_every_flag_on(handed):
-    line = "audit --model m --forget f --retain r --holdout h --original g --control c --attacks a,b "
-    line += f"--seconds 3 --redact --output o {ALL}"
+    line = "audit --model m --forget f --retain r --holdout h --original g --control c --filters x,y "
+    line += f"--attacks a,b --seconds 3 --redact --output o {ALL}"
     assert handed(line, "expunge.auditing.audit") == READS | MAY | {
         "model": "m", "forget": "f", "retain": "r", "holdout": "h", "original": "g", "control": "c",
-        "attacks": ["a", "b"], "seconds": 3.0, "redact": True, "output": Path("o"), "seed": 4, "beta": 0.5,
-        "resume": True,
+        "filters": ["x", "y"], "attacks": ["a", "b"], "seconds": 3.0, "redact": True, "output": Path("o"),
+        "seed": 4, "beta": 0.5, "resume": True,
     }  # fmt: skip
     assert "seed" not in handed("audit --model m --output o", "expunge.auditing.audit")
 
