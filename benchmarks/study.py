@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from lume_task2 import write
 
 from expunge import METHODS, Comparison, api, compare
 from expunge.comparison import merge
-from expunge.comparison_record import FILE, Axis, Setting, read_comparison
+from expunge.comparison_record import FILE, Axis, Setting, TrialEntry, read_comparison
 from expunge.heap import keep_freed_memory
 from expunge.record import read_record
 from expunge.report.comparison import markdown
@@ -190,6 +191,8 @@ def carry_out(
     if workers == 1:
         compare_all(model, folder, common, jobs)
         return read_comparison(folder)
+    known = read_comparison(folder) if (folder / FILE).is_file() else None
+    jobs = [job for job in jobs if known is None or not all_done(known, job)]
     shares = [options.output / f"share-{i}" for i in range(workers)]
     spawn = multiprocessing.get_context("spawn")
     running = [
@@ -201,7 +204,8 @@ def carry_out(
         process.start()
     for process in running:
         process.join()
-    return merge([share for share in shares if (share / FILE).is_file()], folder)
+    parts = [share for share in (*shares, folder) if (share / FILE).is_file()]
+    return merge(parts, folder)
 
 
 def compare_all(model: Path, folder: Path, common: dict[str, Any], jobs: list[Job]) -> None:
@@ -211,10 +215,21 @@ def compare_all(model: Path, folder: Path, common: dict[str, Any], jobs: list[Jo
         started = time.perf_counter()
         found = compare(model, methods=[method], seeds=seeds, grid=grid, output=folder, resume=True, **common)
         print(f"{method} {grid} {seeds}: {time.perf_counter() - started:.0f} s", flush=True)
-        mine = [t for t in found.trials if (t.method, t.varied.keys()) == (method, grid.keys())]
-        mine = [t for t in mine if t.seed in seeds and all(t.varied[key] in grid[key] for key in grid)]
-        if any(trial.status == "interrupted" for trial in mine):
+        if any(trial.status == "interrupted" for trial in of_job(found, (method, grid, seeds))):
             raise SystemExit(130)  # an interrupted trial of another job may wait for its turn
+
+
+def of_job(found: Comparison, job: Job) -> list[TrialEntry]:
+    """A job's trials."""
+    method, grid, seeds = job
+    mine = [t for t in found.trials if (t.method, t.varied.keys()) == (method, grid.keys())]
+    return [t for t in mine if t.seed in seeds and all(t.varied[key] in grid[key] for key in grid)]
+
+
+def all_done(found: Comparison, job: Job) -> bool:
+    """Whether a comparison holds all trials of a job, ended."""
+    done = [trial for trial in of_job(found, job) if trial.status == "done"]
+    return len(done) == len(job[2]) * math.prod(len(values) for values in job[1].values())
 
 
 def best(found: Comparison, tuned: Sequence[str]) -> list[tuple[str, Grid]]:

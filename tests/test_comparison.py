@@ -119,6 +119,9 @@ def test_parts_that_ran_side_by_side_are_merged_into_the_same_comparison(
     assert merged.methods == found.methods
     assert all((tmp_path / "whole" / trial.name / "record.json").is_file() for trial in merged.trials)
     assert merge(parts, tmp_path / "whole").trials == merged.trials
+    assert {t.name for t in merge(parts[1:], tmp_path / "more").trials} < {t.name for t in merged.trials}
+    added = merge([parts[0], tmp_path / "more"], tmp_path / "more")  # what stood there is one of the parts
+    assert {t.name for t in added.trials} == {t.name for t in merged.trials}
     other = tmp_path / "c"
     expunge.compare(model_folder, methods=["npo"], output=other, **{**SETS, "forget": ROWS[:5]}, **QUICK)
     with pytest.raises(UsageError, match=f"the same data; that of {other} has another"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import doctest
 import hashlib
 from collections.abc import Sequence
@@ -211,8 +212,8 @@ def test_an_audit_asks_through_filters_by_name_and_names_what_went_past_them():
     back = {entry.name: entry.results["unlearned"].recovered.value for entry in found.attacks}
     assert back == {"prompt": 0.0, "best-of-n": 0.0, "quantise": 1.0}
     assert found.attack("best-of-n").results["original"].recovered.value == 1.0
-    past = [entry.name for entry in found.attacks if PAST in entry.results["unlearned"].notes]
-    assert past == ["quantise"]
+    for sign in (lambda one: PAST in one.notes, lambda one: one.past_filters):
+        assert [entry.name for entry in found.attacks if sign(entry.results["unlearned"])] == ["quantise"]
     assert not any(PAST in entry.results["original"].notes for entry in found.attacks)
     assert found.attack("quantise").judgement.outcome == "exceeds"
     reason = found.verdict.reasons[0]
@@ -308,6 +309,33 @@ def test_filters_are_marked_by_what_they_do():
     assert marks(defended(rewriting[0])) != marks(defended(rewriting[1]))
     inputs = nearest_tokens(knowing().get_input_embeddings())
     assert marks(defended(inputs=inputs)) != marks(defended(inputs=inputs))
+
+
+@dataclasses.dataclass
+class Judged:
+    judge: torch.nn.Module
+
+    def __call__(self, prompts, ask):
+        return ask(range(len(prompts)), prompts, None)
+
+
+def test_a_filter_whose_text_does_not_say_all_is_like_no_other():
+    one = Judged(torch.nn.Linear(1, 1))
+    assert marks(defended(one))[-1] != marks(defended(one))[-1]
+
+
+def test_one_filter_is_no_list():
+    with pytest.raises(UsageError, match="Put it in brackets"):
+        expunge.audit(knowing(), tokenizer(), filters="smoothing", **rows_of(forget=FORGET), **WORLD)
+
+
+def test_inputs_that_passed_a_filter_did_not_go_past_it():
+    nearest = nearest_tokens(knowing().get_input_embeddings())
+    model = defended(RefuseAnswers(tuple(r.response for r in FORGET)), inputs=nearest)
+    soft = SoftPrompt(length=1, steps=1, rate=1e-6)
+    rows = rows_of(forget=FORGET, holdout=world.HOLDOUT)
+    found = expunge.audit(model, tokenizer(), original=knowing(), attacks=["prompt", soft], **rows, **WORLD)
+    assert "Nothing went past them" in found.record.verdict.reasons[0]
 
 
 def test_filters_stand_in_one_place():

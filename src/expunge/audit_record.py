@@ -27,7 +27,7 @@ Outcome = Literal["within", "exceeds", "blunt", "unfinished", "unjudged"]
 
 
 class FilterEntry(Entry):
-    """What the unlearned and the control model were asked through."""
+    """What the unlearned model was asked through, and the control where the verdict says so."""
 
     name: str
     configuration: dict[str, Any] = Field(default_factory=dict)
@@ -58,6 +58,7 @@ class Result(Entry):
     values: dict[str, Metric] = Field(default_factory=dict, description="further numbers of the attack")
     notes: list[str] = Field(default_factory=list)
     complete: bool = True
+    past_filters: bool = Field(False, description="behind filters: no answer of it has passed one")
     tries: int = Field(0, description="attempts over all records")
     seconds: float = 0.0
 

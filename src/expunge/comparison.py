@@ -133,7 +133,8 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
 
     Args:
         folders: Each holds a comparison; a trial that stands in two of them is taken from the first.
-        folder: Of the whole; made if need be, and brought up to date if it holds an earlier merge.
+        folder: Of the whole; made if need be, and brought up to date if it holds an earlier merge. What else
+            stands in it leaves the comparison, unless it is among `folders`.
 
     Raises:
         UsageError: A folder holds no comparison, or the comparisons are of different things.
@@ -146,7 +147,8 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
     for place, part in parts.items():
         _check_alike(part, whole, place)
         for entry in part.trials:
-            if entry.name not in trials and (place / entry.name).is_dir():
+            new = entry.name not in trials and place.resolve() != folder.resolve()
+            if new and (place / entry.name).is_dir():
                 shutil.copytree(place / entry.name, folder / entry.name, dirs_exist_ok=True)
             trials.setdefault(entry.name, entry)
     folder.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,7 @@ class Findings:
             never seen under `NEVER_SEEN`.
         notes: What a reader must know ("stopped after 60 s: 12 of 40 records were tried").
         complete: False where time ran out; records that were not reached count as not recovered.
+        past_filters: Whether the model stands behind filters and no answer has passed one; set by who audits.
     """
 
     recoveries: Sequence[Recovery]
@@ -154,6 +155,7 @@ class Findings:
     values: Mapping[str, Metric] = field(default_factory=dict)
     notes: Sequence[str] = ()
     complete: bool = True
+    past_filters: bool = False
 
 
 @dataclass(frozen=True, slots=True)

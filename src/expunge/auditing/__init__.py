@@ -216,15 +216,15 @@ def _one(attack: Attack, cases: Sequence[Case], session: Session) -> tuple[Attac
 def _check_control(
     plain: Attack, asked: Mapping[Column, tuple[Case, Result]], check: Sequence[Case], session: Session
 ) -> Doubt | None:
-    """Refuse a control that knows the records, asked without filters; what its check leaves open."""
+    """Refuse a control that knows the records, asked without the audit's filters; what that leaves open."""
     if not check:
         return None
-    unkept = replace(session, store=Store(None, session.seconds))  # the column's own findings stand there
+    nowhere = replace(session.store, folder=None)  # the column's own findings stand where these would
     found: dict[Column, Result] = {}
     for case in check:
         same, result = asked.get(case.column, (None, None))
         if same is None or same.weights != case.weights:
-            entry = attack_all(plain, [case], session if same is None else unkept)[0]
+            entry = attack_all(plain, [case], session if same is None else replace(session, store=nowhere))[0]
             if (result := entry.results.get(case.column)) is None:
                 why = redacted(entry.why, session.store.secrets)
                 raise UsageError(f"The control must answer the {case.column} prompts. {why}")

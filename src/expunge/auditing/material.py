@@ -22,7 +22,7 @@ from expunge.attacks import (
     family_of,
     make_attack,
 )
-from expunge.audit_record import FILE, AttackEntry, AuditRecord, read_audit
+from expunge.audit_record import FILE, AttackEntry, read_audit
 from expunge.auditing import subjects
 from expunge.auditing.options import AuditOptions
 from expunge.auditing.run_folder import RunFolder, run_folder
@@ -217,16 +217,20 @@ def claim(options: AuditOptions, material: Material) -> Path | None:
             f"Name another, such as {folder / 'audit'}."
         )
     if options.resume and (folder / FILE).is_file():
-        _same_filters(read_audit(folder), material.all_filters, folder)
+        _same_filters(folder, material.all_filters)
     places = [s.place for s in material.sources.values() if isinstance(s.place, str | Path)]
     read = [*map(Path, places), *(Path(records.source) for records in material.sets.values())]
     return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=read)
 
 
-def _same_filters(record: AuditRecord, filters: Sequence[Named], folder: Path) -> None:
-    """Refuse to write one audit over that of another deployment of the model."""
+def _same_filters(folder: Path, filters: Sequence[Named]) -> None:
+    """Refuse to write one audit over that of another deployment; one that cannot be read may be replaced."""
+    try:
+        record = read_audit(folder)
+    except UsageError:
+        return
     before, now = ([one.name for one in some] for some in (record.filters, filters))
-    if before != now:
+    if before != now and not (record.redacted and len(before) == len(now)):
         raise UsageError(
             f"--resume must keep the filters of the audit; in {folder} it was asked "
             f"{'through ' + ', '.join(before) if before else 'without any'}, now "

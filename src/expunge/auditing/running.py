@@ -169,7 +169,7 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
     findings = checked(attack.name, findings, len(case.probes.forget))
     tried = any(found.tries for found in findings.recoveries)
     if tried and isinstance(case.target.model, Defended) and _asked(case) == asked:
-        findings = replace(findings, notes=[*findings.notes, PAST])
+        findings = replace(findings, notes=[*findings.notes, PAST], past_filters=True)
     kept = session.store.keep(attack.name, case.column, key, findings, seconds)
     return kept.findings, seconds
 
@@ -271,6 +271,7 @@ def result(findings: Findings, seconds: float, seed: int) -> Result:
         values=dict(findings.values),
         notes=list(findings.notes),
         complete=findings.complete,
+        past_filters=findings.past_filters,
         tries=sum(found.tries for found in recoveries),
         seconds=round(seconds, 3),
     )

@@ -193,8 +193,9 @@ def _source_hash(kind: type | Callable[..., Any]) -> str:
 def marks(model: nn.Module) -> list[str]:
     """What tells a model's filters from others; none where it has none.
 
-    A filter that nothing tells apart from others (a function within another, an object whose text is its
-    address, code that stands in no file) is marked as new, so that no findings are taken for its own.
+    A filter that its text does not tell apart from others (a function within another, an object that is no
+    dataclass of plain fields, code that stands in no file) is marked as new, so that no findings are taken
+    for its own. What a filter reads from elsewhere is not seen.
     """
     if not isinstance(model, Defended):
         return []
@@ -208,8 +209,15 @@ def _mark(one: Filter) -> str:
     told, source = function.__qualname__ if plain else "", _source_hash(function or type(one))
     if dataclasses.is_dataclass(one) and not isinstance(one, type):
         fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-        told = f"{type(one).__qualname__} {fields!r}"
-    return f"{told} {source}" if told and source and " at 0x" not in told else uuid.uuid4().hex
+        told = f"{type(one).__qualname__} {fields!r}" if all(map(_plain, fields.values())) else ""
+    return f"{told} {source}" if told and source else uuid.uuid4().hex
+
+
+def _plain(value: object) -> bool:
+    """Whether the text of a value says all of it."""
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _rows_hash(records: Iterable[Record]) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from expunge.attacks import PLAIN
 from expunge.audit_record import AttackEntry, Column, Result, Verdict
 from expunge.auditing.controls import Doubt
-from expunge.auditing.judgement import PAST, above, exceeds, least_seen, reference
+from expunge.auditing.judgement import above, exceeds, least_seen, reference
 
 FEW: Final = 10
 """Forget records below which a reader is warned."""
@@ -63,7 +63,7 @@ def _behind_the_prompt(
 ) -> Verdict:
     """The plain prompt is within the control's interval: what of the other attacks."""
     if through := [entry for entry in _of(attacks, "exceeds") if entry.name != PLAIN]:
-        reasons = [*_corrected(through, attacks)]
+        reasons = list(_corrected(through, attacks))
         return Verdict(word="suppressed", sentence=_came_through(through), reasons=reasons)
     if best is not None and best.judgement is not None and best.judgement.outcome == "exceeds":
         sentence = (
@@ -84,7 +84,7 @@ def _behind_the_prompt(
         "Nothing beyond the control came back: not to the training prompt, and not under "
         f"{count} other attack{'s' if count != 1 else ''}. {_unseen(within)}"
     )
-    return Verdict(word="erased", sentence=sentence, reasons=[*_wide(within)])
+    return Verdict(word="erased", sentence=sentence, reasons=list(_wide(within)))
 
 
 def _came_through(entries: Sequence[AttackEntry]) -> str:
@@ -192,8 +192,8 @@ def unsupported(attacks: Sequence[AttackEntry], *, filtered: bool = False) -> st
     * more such attacks than were begun and did not come to an end: cut short by time, or failed;
     * and one in every family in which an attack was begun and did not come to an end.
 
-    Behind filters only attacks that went past them count: a filter that refuses what an audit looks for hides
-    a model that forgot nothing.
+    Behind filters only attacks that went past them count, on either side: a filter that refuses what an audit
+    looks for hides a model that forgot nothing.
 
     Attacks that tell nothing (the control gives up as much, the original gives up nothing, targets never seen
     are reached as often) count on neither side, and what was never begun (a library is missing, records are)
@@ -210,9 +210,10 @@ def unsupported(attacks: Sequence[AttackEntry], *, filtered: bool = False) -> st
         )
     others = [entry for entry in attacks if entry.name != PLAIN]
     ended = [entry for entry in _of(others, "within") if not _open(entry)]
+    open_ = [entry for entry in others if _open(entry)]
     if filtered:
         ended = [entry for entry in ended if _went_past(entry)]
-    open_ = [entry for entry in others if _open(entry)]
+        open_ = [entry for entry in open_ if _went_past(entry) or "unlearned" not in entry.results]
     if filtered and not ended:
         return (
             "Nothing beyond the control came back through the filters, but no attack looked behind them and "
@@ -249,7 +250,7 @@ def _past(attacks: Sequence[AttackEntry], through: str) -> Iterable[str]:
 
 def _went_past(entry: AttackEntry) -> bool:
     """Whether an attack met no filter of the unlearned model."""
-    return "unlearned" in entry.results and PAST in entry.results["unlearned"].notes
+    return "unlearned" in entry.results and entry.results["unlearned"].past_filters
 
 
 def _open(entry: AttackEntry) -> bool:

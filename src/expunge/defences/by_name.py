@@ -55,8 +55,7 @@ def make_filters(
     Raises:
         UsageError: There is no such filter, it stands there twice, or it refuses its settings.
     """
-    if isinstance(given, str) or callable(given):
-        raise UsageError(f"`filters` must be a list of filters and names; got {given!r}. Put it in brackets.")
+    _check_list(given)
     names = [one for one in given if isinstance(one, str)]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--filters must not repeat a filter; {repeated[0]} stands there twice. Drop one.")
@@ -73,7 +72,12 @@ def named(filter_: Filter, name: str = "", settings: Mapping[str, Any] | None = 
 
 
 def of_filters(settings: Mapping[str, Any], given: Sequence[str | Filter]) -> dict[str, Any]:
-    """Those settings, NAME:FIELD -> value, whose name is that of a filter."""
+    """Those settings, NAME:FIELD -> value, whose name is that of a filter.
+
+    Raises:
+        UsageError: There is no list of filters.
+    """
+    _check_list(given)
     names = {_called(one) for one in given}
     return {key: value for key, value in settings.items() if key.rpartition(":")[0] in names}
 
@@ -90,6 +94,11 @@ def _named(one: str | Filter, settings: Mapping[str, Any], forget: Sequence[Reco
     if isinstance(one, type):
         return named(_of_class(name, one, {**_protected(one, forget), **settings}), name, settings)
     return named(_as_it_is(name, one, settings), name)
+
+
+def _check_list(given: object) -> None:
+    if isinstance(given, str) or callable(given):
+        raise UsageError(f"`filters` must be a list of filters and names; got {given!r}. Put it in brackets.")
 
 
 def _called(one: str | Filter) -> str:

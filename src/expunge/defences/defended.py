@@ -36,7 +36,7 @@ class Defended(nn.Module):
         inputs: A filter on input embeddings, [b, t, d] to the same shape (`pass_through.nearest_tokens`).
 
     Attributes:
-        asked: Answers that have passed the filters so far.
+        asked: Answers that have passed the filters, and inputs that have passed `inputs`, so far.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Defended(nn.Module):
     def forward(self, *args: Any, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
         """The model's own forward pass."""
         if inputs_embeds is not None:
+            self.asked += 0 if isinstance(self.inputs, nn.Identity) else len(inputs_embeds)
             options["inputs_embeds"] = self.inputs(inputs_embeds)
         return self.model(*args, **options)
 
