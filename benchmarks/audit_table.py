@@ -4,13 +4,15 @@
         --output benchmarks/results/audit_lume_task2.json [--people 10] [--seeds 0,1] [--steps 60]
         [--methods ngdiff,npo,simnpo,grad-diff,rmu] [--attacks prompt,...] [--probes 12] [--seconds 60]
         [--workers 2] [--set KEY=VALUE ...] [--set ATTACK:FIELD=VALUE ...] [--markdown TABLE.md]
-    python benchmarks/audit_table.py ... --methods ngdiff,ngdiff+holdout,ngdiff+holdout+sharpness=0.05
+    python benchmarks/audit_table.py ... --methods ngdiff,ngdiff+holdout,ngdiff+holdout+sharpness=0
+    python benchmarks/audit_table.py --tofu --data TOFU_FOLDER --work WORK_FOLDER ...
 
 `LUME_FOLDER` holds train/ and validation/ with forget.jsonl and retain.jsonl; rows of the first so many
 people of each fold are forgotten, kept, never seen. The embedded model is taught all of them, and once more
 the retain rows alone: the control. Seeds are those of unlearning; attacks have the first one, so that all
 models meet the same. Every recipe has its own default learning rate, and may have settings of its own behind
 pluses; `holdout` among these lets it stop by records never seen, which are no records of the audit.
+`--tofu` takes the shortest rows of TOFU's forget05 and retain95 in place of LUME's (`tofu_short.py`).
 `--workers` shares models out over processes of one thread each, which pays on few cores; seconds are of that
 process.
 
@@ -33,6 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tofu_short
 import torch
 from audit_results import CONTROL, ORIGINAL, Attacked, Unit, markdown, numbers
 from lume_task2 import prepare, task2
@@ -250,7 +253,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     units.sort(key=lambda unit: (unit.model.split("+"), unit.seed))
     shown = ("people", "probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
     settings = {key: getattr(options, key) for key in shown} | {"model": Path(options.model).name}
-    results = {"benchmark": "LUME Task 2, audit", "settings": settings} | numbers(units)
+    name = f"{'TOFU' if options.tofu else 'LUME Task 2'}, audit"
+    results = {"benchmark": name, "settings": settings} | numbers(units)
     write_atomically(options.output, json.dumps(results, indent=1) + "\n")
     return results
 
@@ -263,6 +267,17 @@ def data_of(options: argparse.Namespace) -> dict[str, Path]:
     folder = options.work / "data"
     names = ("forget", "retain", "holdout", "unseen")
     return {name: folder / f"{name}.jsonl" for name in names}
+
+
+def lay_out(options: argparse.Namespace) -> None:
+    """Write the sets; what is there already must be the same."""
+    if options.tofu:
+        tofu_short.prepare(options.data, options.work / "data")
+        return
+    prepare(options.data, options.work / "data", options.people)
+    further = task2(options.data / "validation" / "forget.jsonl", 2 * options.people)
+    asked_of = {json.loads(line)["person"] for line in (options.work / "data" / "holdout.jsonl").open()}
+    write([row for row in further if row["person"] not in asked_of], data_of(options)["unseen"])
 
 
 def carry_out(jobs: Sequence[Callable[[], Any]], workers: int) -> None:
@@ -292,10 +307,7 @@ def main() -> None:
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the processes that are started
-    prepare(options.data, options.work / "data", options.people)
-    further = task2(options.data / "validation" / "forget.jsonl", 2 * options.people)
-    asked_of = {json.loads(line)["person"] for line in (options.work / "data" / "holdout.jsonl").open()}
-    write([row for row in further if row["person"] not in asked_of], data_of(options)["unseen"])
+    lay_out(options)
     attacks_of(options)  # refused before anything is trained
     first = options.seeds[0]
     carry_out([partial(teach_alone, name, options) for name in (ORIGINAL, CONTROL)], options.workers)
@@ -326,6 +338,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/audit_lume_task2.json"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--people", type=int, default=10)
+    parser.add_argument("--tofu", action="store_true", help="DATA is TOFU's folder: its shortest rows")
     parser.add_argument("--passes", type=int, default=12, help="over the data, when it is taught")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", default="0,1")

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import doctest
 import hashlib
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -24,7 +25,6 @@ from expunge.attacks.relearn import Relearn
 from expunge.attacks.sampling import BestOfN
 from expunge.audit_record import AuditRecord
 from expunge.auditing import _filter_entry
-from expunge.auditing.judgement import PAST
 from expunge.auditing.store import marks
 from expunge.collate import Encoding
 from expunge.defences import pass_through
@@ -212,9 +212,11 @@ def test_an_audit_asks_through_filters_by_name_and_names_what_went_past_them():
     back = {entry.name: entry.results["unlearned"].recovered.value for entry in found.attacks}
     assert back == {"prompt": 0.0, "best-of-n": 0.0, "quantise": 1.0}
     assert found.attack("best-of-n").results["original"].recovered.value == 1.0
-    for sign in (lambda one: PAST in one.notes, lambda one: one.past_filters):
-        assert [entry.name for entry in found.attacks if sign(entry.results["unlearned"])] == ["quantise"]
-    assert not any(PAST in entry.results["original"].notes for entry in found.attacks)
+    past = [entry.name for entry in found.attacks if entry.results["unlearned"].past_filters]
+    assert past == ["quantise"]
+    assert not any(entry.results["original"].past_filters for entry in found.attacks)
+    page = render(found)
+    assert re.findall(r"(\w+): It went past the filters", page) == ["unlearned", "control"]
     assert found.attack("quantise").judgement.outcome == "exceeds"
     reason = found.verdict.reasons[0]
     assert reason.startswith(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import conftest
+import expunge
 from expunge.arguments import UnlearningArguments
 from expunge.collate import collate, encode
 from expunge.defences import sharpness
@@ -22,6 +24,7 @@ from expunge.methods import Method, grad_diff, ngdiff, npo
 from expunge.objectives import NLL, Ascent
 from expunge.observation import token_logits
 from expunge.records import read_records
+from expunge.settings import configuration
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant
 
@@ -241,6 +244,48 @@ def test_gradients_that_wait_elsewhere_serve_sharpness_too(tokenizer, tmp_path, 
     other = run(tokenizer, tmp_path / "b", ngdiff(tolerance=1e9), sharpness=0.05, gradient_buffers=buffers)
     moved = (flat(plain.model) - flat(conftest.build_model())).norm()
     assert (flat(other.model) - flat(plain.model)).norm() < 0.02 * moved
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, 0.05),
+        ({"sharpness": 0.0}, 0.0),
+        ({"sharpness": 0.2}, 0.2),
+        ({"refresh_every": 4}, 0.0),
+        ({"update": "zeroth-order"}, 0.0),
+    ],
+)
+def test_a_recipe_has_a_sharpness_of_its_own_and_settings_have_the_last_word(
+    tokenizer, tmp_path, settings, wanted
+):
+    made = run(tokenizer, tmp_path, ngdiff(tolerance=1e9), **settings)
+    assert made.descent.hardening == Hardening(wanted)
+    assert configuration(made.args, made.method)["sharpness"] == wanted
+    again = run(tokenizer, tmp_path, replace(ngdiff(tolerance=1e9), sharpness=wanted), **settings)
+    assert torch.equal(flat(made.model), flat(again.model))
+    if not settings:
+        plain = run(tokenizer, tmp_path, replace(ngdiff(tolerance=1e9), sharpness=0.0))
+        assert not torch.equal(flat(made.model), flat(plain.model))
+
+
+def test_a_sharpness_out_of_range_is_refused_with_the_recipe():
+    with pytest.raises(ValueError, match="`sharpness` must be at least 0"):
+        replace(ngdiff(), sharpness=-1.0)
+
+
+def test_a_run_says_where_the_recipe_s_sharpness_gave_way(model_folder, tmp_path):
+    def notes(**settings) -> list[str]:
+        result = expunge.unlearn(
+            str(model_folder), forget=FORGET, retain=RETAIN, method="ngdiff", evaluate=False, max_steps=1,
+            template="none", output=tmp_path / "-".join(["out", *settings]), **settings,
+        )  # fmt: skip
+        return [note for note in result.record.notes if "sharpness" in note]
+
+    assert notes() == notes(sharpness=0.0) == []
+    (found,) = notes(refresh_every=2)
+    assert "refresh_every=2 excludes" in found
+    assert "0.05" in found
 
 
 def test_what_hardening_makes_useless_is_refused(tokenizer, tmp_path):

@@ -17,7 +17,8 @@ from expunge.cli import app
 from expunge.errors import UsageError
 from expunge.footprint import Living, Shape, saved, sizes
 from expunge.hardware import DEVICES
-from expunge.methods import METHODS
+from expunge.methods import METHODS, Method, grad_diff, ngdiff
+from expunge.methods.difference import fine_tune
 from expunge.plan import Request, cheapest, moments, plan
 from expunge.planning import plan_run
 
@@ -141,9 +142,28 @@ def test_time_counts_backward_passes(tmp_path):
         args = arguments(tmp_path, **settings)
         return plan(Request(EIGHT, METHODS[method](), args, device=device)).tokens_per_second
 
-    assert rate("mollm") < rate("ngdiff") == rate("grad-diff")
+    assert rate("mollm") < rate("ngdiff", sharpness=0.0) == rate("grad-diff")
+    assert rate("ngdiff") == pytest.approx(rate("grad-diff") * 2 / 3)  # the forget rows pass twice
+    assert rate("grad-diff", sharpness=0.1) == pytest.approx(rate("ngdiff"))
+    assert rate("ngdiff", refresh_every=4) > rate("ngdiff")
+    latent = rate("ngdiff", sharpness=0.0, latent_radius=1.0, latent_layers="1", latent_steps=3)
+    assert latent == pytest.approx(rate("grad-diff") * 2 / 5)
     assert rate("ngdiff", gradient_checkpointing=True) == pytest.approx(rate("ngdiff") * 6 / 8)
     assert rate("mollm") < rate("mollm", lora_rank=16)
+
+
+def test_a_sharp_pass_holds_the_weights_twice(tmp_path):
+    def parts(method: Method, **settings) -> dict[str, int]:
+        args = arguments(tmp_path, **settings)
+        request = Request(EIGHT, method, args, device=DEVICES["h100"])
+        return moments(request, sizes(EIGHT, args))["end of the last backward pass"]
+
+    sharp, plain = parts(ngdiff()), parts(ngdiff(), sharpness=0.0)
+    assert sharp["weights before the sharp pass"] == sharp["weights"]
+    assert sum(sharp.values()) == sum(plain.values()) + sharp["weights"]
+    assert parts(fine_tune(), sharpness=0.1)["weights before the sharp pass"] == 0
+    constant = parts(grad_diff(), sharpness=0.1, diagnose_every=0)
+    assert constant["gradients"] == plain["gradients"], "a gradient per objective, with constant weights too"
 
 
 def test_the_verb_answers_from_a_configuration_alone(model_folder, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_nothing_is_left_of_a_run_without_output(temporary, model, tokenizer):
 def test_one_layer_may_be_named_like_several():
     """`--set latent_layers=8` arrives as a number."""
     for layers, wanted in ((8, (8,)), ("8,-1", (8, -1))):
-        latent = arguments({"latent_radius": 1, "latent_layers": layers}, RunOptions()).hardening.latent
+        latent = arguments({"latent_radius": 1, "latent_layers": layers}, RunOptions()).hardening().latent
         assert latent is not None
         assert latent.layers == wanted
     with pytest.raises(UsageError, match="latent_layers must be"):

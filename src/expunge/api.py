@@ -20,6 +20,7 @@ from expunge.callbacks import StopWhenLearned
 from expunge.chain import Chain, read_chain
 from expunge.continuation import account, pack
 from expunge.errors import UsageError
+from expunge.factories import nearest
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method, fine_tune
@@ -29,7 +30,7 @@ from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.run_options import RunOptions, claim
 from expunge.runs import Result, Run
-from expunge.settings import arguments, configuration, nearest, resolve_method
+from expunge.settings import arguments, configuration, resolve_method
 from expunge.sources import REDACT
 from expunge.training import conclude, ended, prepare, state_of, train, usable, written
 from expunge.unlearner import Unlearner

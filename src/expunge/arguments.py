@@ -69,7 +69,8 @@ class UnlearningArguments(TrainingArguments):
         self_retain: Without retain records: this many texts are sampled from the model itself in their
             place. 0 never does.
         sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
-            train) undoes forgetting fastest, so that relearning and rounding undo less of it. 0 never does.
+            train) undoes forgetting fastest, so that relearning and rounding undo less of it. 0 never does;
+            None: as the recipe has it (`Method.sharpness`), unless another setting excludes it.
         latent_radius: Forget gradients are taken under an adversary that moves the residual stream of every
             prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
         latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
@@ -117,7 +118,7 @@ class UnlearningArguments(TrainingArguments):
     zeroth_radius: float = 1e-3
     zeroth_every: int = 1
     self_retain: int = 0
-    sharpness: float = 0.0
+    sharpness: float | None = None
     latent_radius: float = 0.0
     latent_layers: str = ""
     latent_steps: int = 6
@@ -160,14 +161,25 @@ class UnlearningArguments(TrainingArguments):
         return ZerothOrder(self.zeroth_radius, self.zeroth_queries, self.zeroth_every)
 
     @property
-    def hardening(self) -> Hardening:
+    def excludes_sharpness(self) -> str:
+        """The setting that a recipe's own sharpness gives way to, as `name=value`; empty where none does."""
+        if self.update == "zeroth-order":
+            return "update=zeroth-order"
+        return f"refresh_every={self.refresh_every}" if self.refresh_every > 1 else ""
+
+    def hardening(self, own: float = 0.0) -> Hardening:
         """Adversaries that the forget objectives face.
+
+        Args:
+            own: ρ of the recipe, which holds where `sharpness` is None and nothing excludes it.
 
         Raises:
             ValueError: Layers are not whole numbers, or a size is out of range.
         """
+        yields = 0.0 if self.excludes_sharpness else own
+        sharpness = yields if self.sharpness is None else self.sharpness
         if not self.latent_radius:
-            return Hardening(self.sharpness)
+            return Hardening(sharpness)
         try:
             layers = tuple(int(part) for part in self.latent_layers.split(",") if part.strip())
         except ValueError:
@@ -177,7 +189,7 @@ class UnlearningArguments(TrainingArguments):
             ) from None
         if not layers:
             raise ValueError("`latent_layers` must name a layer where `latent_radius` is set; got none.")
-        return Hardening(self.sharpness, Latent(layers, self.latent_radius, self.latent_steps))
+        return Hardening(sharpness, Latent(layers, self.latent_radius, self.latent_steps))
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
@@ -234,7 +246,7 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
         f"`update` must be one of {', '.join(get_args(UPDATES))}; got {{update!r}}.",
     ),
     (
-        lambda given: not (given.zeroth and given.hardening),
+        lambda given: not (given.zeroth and given.hardening()),
         "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
         "passes); got {sharpness}, {latent_radius}. Set one of them off.",
     ),
@@ -251,7 +263,7 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
         "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false.",
     ),
     (
-        lambda given: not (given.hardening.latent and given.gradient_checkpointing),
+        lambda given: not (given.hardening().latent and given.gradient_checkpointing),
         "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
         "without the adversary); got True. Set one of them off.",
     ),

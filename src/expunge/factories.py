@@ -1,9 +1,10 @@
-"""What is made from a name and settings: fields are read as their types say, and refused in one line."""
+"""What is made from words of the user: fields are read as their types say, and refused in one line."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -27,25 +28,35 @@ def made(what: str, name: str, factory: Callable[..., Any], settings: Mapping[st
     known = inspect.signature(factory).parameters
     for key in settings:
         if key not in known:
-            from expunge.settings import nearest
-
             raise UsageError(
                 f"--set {name}:{key} must name a setting of the {what}; it has "
                 f"{', '.join(known) or 'none'}. {nearest(key, known)}".rstrip()
             )
     hints = get_type_hints(factory)
-    typed = {key: _typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
+    words = {key: typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
     try:
-        return factory(**typed)
+        return factory(**words)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what} {name} refused its settings: {error}") from None
 
 
-def _typed(key: str, value: Any, hint: Any) -> Any:
+def typed(key: str, value: Any, hint: Any) -> Any:
+    """A value as its type says; a string with commas is a tuple's members, a number may stand for a word.
+
+    Raises:
+        UsageError: It is not what the type takes.
+    """
     if get_origin(hint) is tuple and not isinstance(value, list | tuple):
         value = [word.strip() for word in str(value).split(",")]
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)  # latent_layers=8
+        return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The hint "Did you mean …? ", or nothing where nothing is near."""
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"Did you mean {near[0]}? " if near else ""

@@ -102,8 +102,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             a zeroth-order update under FSDP; fewer steps than trainings.
         UsageError: A selector that does not exist.
     """
-    if args.hardening.latent:
-        resolve_layers(args.hardening.latent.layers, len(blocks(model)))
+    if latent := args.hardening().latent:
+        resolve_layers(latent.layers, len(blocks(model)))
     for objective in method.objectives:
         needs = objective.needs
         if needs.layers:
@@ -152,7 +152,7 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             f"`refresh_every` must be 1 for method {method.name!r}, whose weights depend on no gradient "
             f"(one backward pass is all it takes); got {args.refresh_every}. Leave it out."
         )
-    if args.refresh_every > 1 and args.hardening:
+    if args.refresh_every > 1 and args.hardening():
         raise ValueError(
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."

@@ -25,6 +25,7 @@ from expunge.contrast import CONTRAST, GENERATED, TEMPLATES, Draft
 from expunge.derived import Means
 from expunge.environment import installed
 from expunge.errors import UsageError
+from expunge.factories import nearest
 from expunge.locks import exclusive
 from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
@@ -34,7 +35,7 @@ from expunge.record import DataEntry, Entry, ModelEntry, faults, write_atomicall
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.run_options import RunOptions
 from expunge.runs import data_entry
-from expunge.settings import arguments, nearest
+from expunge.settings import arguments
 
 RECORD, CURRICULUM, PROBES, RETAIN = "neighbours.json", "neighbours.jsonl", "probes.jsonl", "retain.jsonl"
 

@@ -16,9 +16,12 @@ import torch
 from transformers import PretrainedConfig
 
 from expunge.arguments import UnlearningArguments
+from expunge.defences.hardening import Hardening
+from expunge.derived import is_forget
 from expunge.footprint import Saved, Shape, Sizes, saved, sizes
 from expunge.hardware import HEADROOM, UTILISATION, Device
 from expunge.methods import Method
+from expunge.objectives import Objective
 from expunge.objectives._chunks import ELEMENTS
 from expunge.observation import sources_of
 from expunge.references import live_sources
@@ -69,7 +72,18 @@ class Request:
     @property
     def separate(self) -> bool:
         """Whether steps take a backward pass per objective (some, for the log, with constant weights)."""
-        return self.method.weighting.needs_gramian or self.args.diagnose_every > 0
+        return self.each or self.args.diagnose_every > 0
+
+    @property
+    def each(self) -> bool:
+        """Whether every step takes a backward pass per objective."""
+        return self.method.weighting.needs_gramian or bool(self.hardening)
+
+    @property
+    def hardening(self) -> Hardening:
+        """Adversaries of the objectives on forget records; none where no objective reads these."""
+        reads = any(is_forget(objective.source) for objective in self.method.objectives)
+        return self.args.hardening(self.method.sharpness) if reads else Hardening()
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         "reduction buckets": trained if request.engine == "ddp" else 0,
     }
     copies = {"cast weights": 0 if args.gradient_checkpointing and args.lora_rank else traced.copies}
+    aside = {"weights before the sharp pass": trained if request.hardening.sharpness else 0}
     line = method.step_size is not None
     update = kept | {"gradients": trained + waiting}
     return {
@@ -207,6 +222,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         },
         "start of the last backward pass": kept
         | copies
+        | aside
         | {
             "activations": _activations(request, counted, traced),
             "passing tensors": _passing(request, traced),
@@ -216,6 +232,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         },
         "end of the last backward pass": kept
         | copies
+        | aside
         | {"gradients": trained + waiting, "workspace": 4 * counted.largest // cut},
         "optimizer step": update
         | {
@@ -272,7 +289,7 @@ def _passes(request: Request) -> list[int]:
     """Rows of each forward pass whose graph is alive by itself."""
     rows = request.args.per_device_train_batch_size
     whole = {name for objective in request.method.objectives for name in sources_of(objective)}
-    if not request.method.weighting.needs_gramian:
+    if not request.each:
         return [rows * len(whole)]
     return [rows * len(sources_of(objective)) for objective in request.method.objectives]
 
@@ -360,6 +377,14 @@ def _tokens_per_step(request: Request) -> int:
     )
 
 
+def _looks(request: Request, objective: Objective) -> int:
+    """Forward and backward passes of an objective in a step; an adversary's step is taken for a whole one."""
+    if not is_forget(objective.source):
+        return 1
+    latent = request.hardening.latent
+    return (2 if request.hardening.sharpness else 1) * (1 + (latent.steps if latent else 0))
+
+
 def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     """2 FLOP per matrix element and token forward, 4 backward (2 where the weight is frozen)."""
     if request.device is None:
@@ -369,8 +394,8 @@ def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     active = counted.linear + share * counted.head
     backward = 2 if args.lora_rank else 4
     again = 2 if args.gradient_checkpointing else 0
-    reads = sum(len(sources_of(objective)) for objective in method.objectives) / len(method.sources)
-    passes = reads if method.weighting.needs_gramian else 1.0
+    reads = sum(_looks(request, objective) * len(sources_of(objective)) for objective in method.objectives)
+    passes = reads / len(method.sources) if request.each else 1.0
     if method.weighting.needs_gramian and args.refresh_every > 1:
         passes = 1.0 + (passes - 1.0) / args.refresh_every
     reference = 2 * len(live_sources(method)) / len(method.sources)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.errors import UsageError
+from expunge.factories import nearest
 from expunge.hardware import DEVICES
 from expunge.models import load_config
 from expunge.plan import Plan, Request, cheapest, plan
 from expunge.run_options import RunOptions
-from expunge.settings import arguments, nearest, resolve_method
+from expunge.settings import arguments, resolve_method
 
 
 def plan_run(

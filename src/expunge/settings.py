@@ -6,22 +6,20 @@ Knows `UnlearningArguments`, the recipes and nothing that runs.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from expunge import output
 from expunge.arguments import UnlearningArguments
 from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
+from expunge.factories import nearest, typed
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
 from expunge.run_options import RunOptions
@@ -61,7 +59,7 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
         return _composed(recipe, settings)
     hints = get_type_hints(recipe)
     names = inspect.signature(recipe).parameters
-    mine = {key: _typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
+    mine = {key: typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
     try:
         made = recipe(**mine)
     except (TypeError, ValueError) as error:
@@ -177,12 +175,12 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
                 "arguments of the method."
             )
     hints = get_type_hints(UnlearningArguments)
-    typed = {key: _typed(key, value, hints[key]) for key, value in settings.items()}
+    words = {key: typed(key, value, hints[key]) for key, value in settings.items()}
     try:
-        made = UnlearningArguments(**_places(options) | typed)
+        made = UnlearningArguments(**_places(options) | words)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set was refused: {error}") from None
-    if options.output is None and "output_dir" not in typed:
+    if options.output is None and "output_dir" not in words:
         made.output_dir = _private_folder(made)
     return made
 
@@ -219,6 +217,7 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
             "weighting": repr(method.weighting),
             "step_size": repr(method.step_size) if method.step_size else "schedule",
             "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
+            "sharpness": args.hardening(method.sharpness).sharpness,
         }
     )
 
@@ -241,20 +240,5 @@ def _private_folder(args: UnlearningArguments) -> str:
     return folder
 
 
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    try:
-        config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)  # latent_layers=8
-        return TypeAdapter(hint, config=config).validate_python(value)
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise UsageError(f"--set {key} must be {rule}; got {value!r}.") from None
-
-
 def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else str(value)
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """The hint "Did you mean …? ", or nothing where nothing is near."""
-    near = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"Did you mean {near[0]}? " if near else ""

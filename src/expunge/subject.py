@@ -18,10 +18,10 @@ from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
 from expunge.comparison_record import Axis, Better
 from expunge.errors import UsageError
+from expunge.factories import nearest
 from expunge.progress import Reporter, Silent
 from expunge.records import Records
 from expunge.run_options import RunOptions, VerbOptions
-from expunge.settings import nearest
 
 OTHER_WAY = {"nll", "truth_ratio", "forget_quality", "membership_score"}
 """Metrics that rise when a record is forgotten; `forget_quality` is wanted high on the forget side, too."""

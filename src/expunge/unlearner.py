@@ -135,7 +135,7 @@ class Unlearner(WholeCheckpoints):
             self.accelerator.backward,
             self.peers.mean,
             share=self.accelerator.num_processes == 1,
-            hardening=self.args.hardening,
+            hardening=self.args.hardening(self.method.sharpness),
             keep=self.args.gradient_buffers,
         )
         descent.carries = self.args.refresh_every > 1

@@ -27,7 +27,7 @@ from expunge.attacks.attack import (
 )
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
-from expunge.factories import made
+from expunge.factories import made, nearest
 
 PLAIN: Final = "prompt"
 """The attack that every audit begins with: the training prompt."""
@@ -206,8 +206,6 @@ def _factory(name: str) -> tuple[Any, dict[str, Any]]:
             raise UnavailableError(f"{error}. Install it to run this attack.") from error
     if names_object(name):
         return load_object(name, "--attacks", ATTACKS), {}
-    from expunge.settings import nearest
-
     raise UsageError(
         f"--attacks must name attacks, with commas between; {name!r} is none. {nearest(name, ATTACKS)}"
         "See expunge list attacks, or name your own as FILE.py:NAME."

@@ -26,9 +26,6 @@ HIGHEST: Final = 0.5
 CLEAR: Final = 0.05
 """Level of the test that must find a difference from so high a control, whose interval ends just below 1."""
 
-PAST: Final = "It went past the filters: its answers are those of the model behind them."
-"""Note on what an attack found on a model behind filters, none of which it met."""
-
 FEWEST: Final = 5
 """Records on each side that the normal approximation of an area needs: with two on each it called one in nine
 pairs of models alike different at a level of 5 %; from six on, one in thirteen at most."""

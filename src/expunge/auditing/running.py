@@ -28,7 +28,7 @@ from expunge.attacks import (
 )
 from expunge.attacks.attack import borrows
 from expunge.audit_record import AttackEntry, Column, CostEntry, Point, Result
-from expunge.auditing.judgement import PAST, judge, share
+from expunge.auditing.judgement import judge, share
 from expunge.auditing.store import Store, key_of, marks, redacted
 from expunge.defences.defended import Defended
 from expunge.errors import UsageError
@@ -169,7 +169,7 @@ def _attack(attack: Attack, case: Case, session: Session) -> tuple[Findings, flo
     findings = checked(attack.name, findings, len(case.probes.forget))
     tried = any(found.tries for found in findings.recoveries)
     if tried and isinstance(case.target.model, Defended) and _asked(case) == asked:
-        findings = replace(findings, notes=[*findings.notes, PAST], past_filters=True)
+        findings = replace(findings, past_filters=True)
     kept = session.store.keep(attack.name, case.column, key, findings, seconds)
     return kept.findings, seconds
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from expunge.defences.filters import Filter, Paraphrase, RefuseAnswers, RefusePrompts, Smoothing
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
-from expunge.factories import made
+from expunge.factories import made, nearest
 from expunge.records import Record
 
 FILTERS: Final[Mapping[str, type]] = {
@@ -114,8 +114,6 @@ def _made(name: str, settings: Mapping[str, Any], forget: Sequence[Record]) -> F
         kind = FILTERS[name]
         return _of_class(name, kind, {**_protected(kind, forget), **settings})
     if not names_object(name):
-        from expunge.settings import nearest
-
         raise UsageError(
             f"--filters must name filters, with commas between; {name!r} is none. {nearest(name, FILTERS)}"
             f"There are {', '.join(FILTERS)}; name your own as FILE.py:NAME."

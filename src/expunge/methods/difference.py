@@ -82,11 +82,12 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     steps the retain loss of `rows` fixed rows is measured in fp32; while it stands more than `tolerance`
     above its value at the start, steps repair (retain only) instead of forgetting.
 
-    It departs from the paper (kept as `ngdiff_gen`) twice. Where the paper ascends the forget NLL, whose
-    gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
+    It departs from the paper (kept as `ngdiff_gen`) in three ways. Where the paper ascends the forget NLL,
+    whose gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
     unlearning cross-entropy, which does the opposite: a run ends with forget records as unlikely as
-    records never seen, not far beyond. And the budget bounds the damage, not a Newton step on a retain
-    loss that is at its noise.
+    records never seen, not far beyond. The budget bounds the damage, not a Newton step on a retain loss
+    that is at its noise. And the forget gradient is taken where a move of the weights of length 0.05 undoes
+    forgetting fastest (the setting `sharpness`; 0 leaves it out), so that less of it comes back.
 
     Args:
         tolerance: Retain loss that may be lost, nats per token, positive.
@@ -94,13 +95,15 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
         rows: Retain rows measured, at least 2.
 
     Reference:
-        arXiv 2410.22086, section 3 (the direction); arXiv 2412.20412, section 3 (the forget loss).
+        arXiv 2410.22086, section 3 (the direction); arXiv 2412.20412, section 3 (the forget loss);
+        arXiv 2010.01412 (sharpness, and its length).
     """
     return Method(
         "ngdiff",
         (UCE("forget"), NLL("retain")),
         Normalized(),
         budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
+        sharpness=0.05,
     )
 
 

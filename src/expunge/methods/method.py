@@ -1,9 +1,10 @@
-"""What a method is: objectives, weighting, step size, retain budget, and how its model is merged."""
+"""What a method is: objectives, weighting, step size, retain budget, sharpness, and how it is merged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from expunge.defences.hardening import Hardening
 from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
@@ -25,6 +26,7 @@ class Method:
         schedule: An order of rows other than passes over whole data sets.
         merge: The model is not what training ends at but made from what it changed; budget and forget check
             then look at the merged model alone.
+        sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`), where settings name none.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
@@ -40,6 +42,7 @@ class Method:
     budget: RetainBudget | None = None
     schedule: Chunks | None = None
     merge: Merge | None = None
+    sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
@@ -57,6 +60,7 @@ class Method:
                 )
             if isinstance(weighting, TorchJD):
                 weighting.check(len(names))
+        Hardening(self.sharpness)  # or says what is wrong with it
         if self.schedule and not {"forget", "retain"} <= {*self.sources}:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "

@@ -205,9 +205,15 @@ def _worst(one: Worst) -> dict[str, Any]:
     }
 
 
+def _told(result: Result) -> list[str]:
+    """Notes on what an attack found on one model."""
+    past = ["It went past the filters: its answers are those of the model behind them."]
+    return [*result.notes, *(past if result.past_filters else [])]
+
+
 def _detail(entry: AttackEntry) -> dict[str, Any]:
     notes = dict.fromkeys(
-        f"{_TITLES[column]}: {note}" for column, result in entry.results.items() for note in result.notes
+        f"{_TITLES[column]}: {note}" for column, result in entry.results.items() for note in _told(result)
     )
     rows = [("settings", ", ".join(f"{key} {value}" for key, value in wording.settings(entry.configuration)))]
     rows += [("announced", _announced(entry))]
