@@ -251,7 +251,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         for path in (options.work / "units").glob("*.json")
     ]
     units.sort(key=lambda unit: (unit.model.split("+"), unit.seed))
-    shown = ("people", "probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
+    shown = ("tofu",) if options.tofu else ("people",)
+    shown += ("probes", "steps", "seconds", "precision", "workers", "threads", "settings", "passes")
     settings = {key: getattr(options, key) for key in shown} | {"model": Path(options.model).name}
     name = f"{'TOFU' if options.tofu else 'LUME Task 2'}, audit"
     results = {"benchmark": name, "settings": settings} | numbers(units)
@@ -335,7 +336,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/audit_lume_task2.json"))
+    parser.add_argument("--output", type=Path, help="audit_lume_task2.json or audit_tofu.json in results")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--people", type=int, default=10)
     parser.add_argument("--tofu", action="store_true", help="DATA is TOFU's folder: its shortest rows")
@@ -352,7 +353,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--teach", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--markdown", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    world = "tofu" if options.tofu else "lume_task2"
+    options.output = options.output or Path(f"benchmarks/results/audit_{world}.json")
+    return options
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
         --output benchmarks/results/step_sizes.json [--rules schedule,within-budget,gen] [--seeds 0]
         [--set max_steps=100] [--threads 1]
 
-Direction, forget loss and retain budget are those of `ngdiff`; only its step size changes. `lume`: questions
-and biographies of 10 + 10 people of Task 2. `tofu`: the 60 shortest rows of forget05, the 160 shortest of the
-first 1,200 of retain95; the 40 shortest of the rows 2,000 to 2,399, which nobody was taught, are the holdout.
+Direction, forget loss and retain budget are those of `ngdiff`, without its sharpness; only its step size
+changes. `lume`: questions and biographies of 10 + 10 people of Task 2. `tofu`: the 60 shortest rows of
+forget05, the 160 shortest of the first 1,200 of retain95; the 40 shortest of the rows 2,000 to 2,399, which
+nobody was taught, are the holdout.
 The embedded model is taught once per world. What stands in the output already is not run again.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lume_task2
+import tofu_short
 import torch
 from study import given
 
@@ -41,17 +43,8 @@ SHOWN = ("leak", "probability", "nll", "rouge_l_recall", "membership_loss_auc")
 
 def tofu(data: Path, folder: Path) -> dict[str, Path]:
     """Short rows of authors to forget, to keep, and never taught."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = _rows(data / "retain95.jsonl")
-    sets = {
-        "forget": _shortest(_rows(data / "forget05.jsonl"), 60),
-        "retain": _shortest(kept[:1200], 160),
-        "holdout": _shortest(kept[2000:2400], 40),
-    }
-    for name, rows in sets.items():
-        lines = [json.dumps({"prompt": row["question"], "response": row["answer"]}) for row in rows]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {name: folder / f"{name}.jsonl" for name in sets}
+    paths = tofu_short.prepare(data, folder)
+    return {"forget": paths["forget"], "retain": paths["retain"], "holdout": paths["unseen"]}
 
 
 def trial(
@@ -63,7 +56,7 @@ def trial(
     budget = RetainBudget(tolerance=LOOSE) if rule == "gen" else method.budget
     method = dataclasses.replace(method, step_size=made() if made else None, budget=budget)
     folder = options.work / options.world / f"{rule}-{seed}"
-    settings = {"max_steps": 100, "check_every": 10} | given(options.settings)
+    settings = {"max_steps": 100, "check_every": 10, "sharpness": 0.0} | given(options.settings)
     api.unlearn(
         model,
         **paths,
@@ -98,14 +91,6 @@ def trial(
             for split, metrics in after.splits.items()
         },
     }
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _shortest(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
-    return sorted(rows, key=lambda row: len(row["question"]) + len(row["answer"]))[:count]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def prepare(data: Path, folder: Path) -> dict[str, Path]:
     """
     paths = {}
     for name, (split, start, stop, count) in PARTS.items():
-        lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[start:stop]
+        lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")[start:stop]
         found = [json.loads(line) for line in lines]
         rows = [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from expunge.defences.latent import Latent, shifted
 from expunge.defences.sharpness import uphill
 from expunge.hidden import residual_stream
 from expunge.methods import Method, grad_diff, ngdiff, npo
+from expunge.methods.difference import fine_tune
 from expunge.objectives import NLL, Ascent
 from expunge.observation import token_logits
 from expunge.records import read_records
@@ -203,7 +205,7 @@ def test_latent_step_is_the_formula(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("method", [ngdiff(), npo()])
 def test_both_go_with_other_recipes_and_change_what_they_do(tokenizer, tmp_path, method):
-    plain = run(tokenizer, tmp_path, method, max_steps=2)
+    plain = run(tokenizer, tmp_path, method, max_steps=2, sharpness=0.0)
     both = {"sharpness": 0.3, "latent_radius": 0.5, "latent_layers": "1,2"}
     hard = run(tokenizer, tmp_path, method, max_steps=2, **both)
     again = run(tokenizer, tmp_path, method, max_steps=2, **both)
@@ -262,11 +264,25 @@ def test_a_recipe_has_a_sharpness_of_its_own_and_settings_have_the_last_word(
     made = run(tokenizer, tmp_path, ngdiff(tolerance=1e9), **settings)
     assert made.descent.hardening == Hardening(wanted)
     assert configuration(made.args, made.method)["sharpness"] == wanted
-    again = run(tokenizer, tmp_path, replace(ngdiff(tolerance=1e9), sharpness=wanted), **settings)
+    bare, told = replace(ngdiff(tolerance=1e9), sharpness=0.0), settings | {"sharpness": wanted}
+    again = run(tokenizer, tmp_path, bare, **told)
     assert torch.equal(flat(made.model), flat(again.model))
-    if not settings:
-        plain = run(tokenizer, tmp_path, replace(ngdiff(tolerance=1e9), sharpness=0.0))
-        assert not torch.equal(flat(made.model), flat(plain.model))
+    plain = run(tokenizer, tmp_path, bare, **settings | {"sharpness": 0.0})
+    assert torch.equal(flat(made.model), flat(plain.model)) == (wanted == 0)
+
+
+def test_the_gradient_at_the_weights_is_let_go_before_the_next_one():
+    p, gradients = nn.Parameter(torch.ones(3)), [[torch.tensor([0.0, 2.0, 0.0])]]
+    old = weakref.ref(gradients[0][0])
+    with uphill([p], gradients[0], 0.5):
+        gradients[0] = [None]
+        assert old() is None
+
+
+def test_what_reads_no_forget_record_is_not_hardened(tokenizer, tmp_path):
+    made = run(tokenizer, tmp_path, fine_tune(), sharpness=0.1)
+    assert not made.descent.hardening
+    assert "sharpness" not in configuration(made.args, made.method)
 
 
 def test_a_sharpness_out_of_range_is_refused_with_the_recipe():
@@ -283,9 +299,10 @@ def test_a_run_says_where_the_recipe_s_sharpness_gave_way(model_folder, tmp_path
         return [note for note in result.record.notes if "sharpness" in note]
 
     assert notes() == notes(sharpness=0.0) == []
-    (found,) = notes(refresh_every=2)
-    assert "refresh_every=2 excludes" in found
-    assert "0.05" in found
+    for settings in ({"refresh_every": 2}, {"update": "zeroth-order"}):
+        (found,) = notes(**settings)
+        ((key, value),) = settings.items()
+        assert found.startswith(f"{key}={value} leaves no room for the sharpness of 0.05")
 
 
 def test_what_hardening_makes_useless_is_refused(tokenizer, tmp_path):

@@ -16,10 +16,10 @@ from expunge.adapters import prepare_trainable
 from expunge.cli import app
 from expunge.errors import UsageError
 from expunge.footprint import Living, Shape, saved, sizes
-from expunge.hardware import DEVICES
+from expunge.hardware import DEVICES, HEADROOM
 from expunge.methods import METHODS, Method, grad_diff, ngdiff
 from expunge.methods.difference import fine_tune
-from expunge.plan import Request, cheapest, moments, plan
+from expunge.plan import Request, _changed, _variants, cheapest, moments, plan
 from expunge.planning import plan_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -159,11 +159,39 @@ def test_a_sharp_pass_holds_the_weights_twice(tmp_path):
         return moments(request, sizes(EIGHT, args))["end of the last backward pass"]
 
     sharp, plain = parts(ngdiff()), parts(ngdiff(), sharpness=0.0)
-    assert sharp["weights before the sharp pass"] == sharp["weights"]
+    assert sharp["copy of the weights for sharpness"] == sharp["weights"]
     assert sum(sharp.values()) == sum(plain.values()) + sharp["weights"]
-    assert parts(fine_tune(), sharpness=0.1)["weights before the sharp pass"] == 0
+    assert parts(fine_tune(), sharpness=0.1)["copy of the weights for sharpness"] == 0
+    for buffers in ("bf16", "cpu"):  # the retain gradient, the last, never waits
+        assert parts(ngdiff(), gradient_buffers=buffers)["gradients"] == 2 * sharp["weights"]
+    assert parts(ngdiff(), sharpness=0.0, gradient_buffers="cpu")["gradients"] == sharp["weights"]
     constant = parts(grad_diff(), sharpness=0.1, diagnose_every=0)
     assert constant["gradients"] == plain["gradients"], "a gradient per objective, with constant weights too"
+
+
+def test_the_suggestion_gives_up_sharpness_last_and_is_never_refused(tmp_path):
+    asked = Request(build_model().config, ngdiff(), arguments(tmp_path, check_every=0), device=DEVICES["l4"])
+
+    def least(given_up: dict[str, float]) -> int:
+        ways = [replace(asked, args=_changed(asked.args, way | given_up)) for way in _variants(asked)]
+        return min(plan(way).peak for way in ways)
+
+    with_it, without = least({}), least({"sharpness": 0.0})
+    assert without < with_it
+    for room, wanted in ((with_it, None), (without, 0.0)):
+        small = replace(DEVICES["l4"], memory=int(room / HEADROOM) + 1)
+        found = cheapest(replace(asked, device=small))
+        assert found.changes
+        assert found.changes.get("sharpness") == wanted
+    latent = arguments(tmp_path, latent_radius=1.0, latent_layers="1", check_every=0)
+    found = cheapest(replace(asked, args=latent, device=small))
+    assert found is None or "gradient_checkpointing" not in found.changes
+
+
+def test_what_a_run_refuses_is_not_planned(model_folder):
+    for settings in ({"refresh_every": 4, "sharpness": 0.1}, {"refresh_every": 4, "latent_radius": 1.0}):
+        with pytest.raises(UsageError, match="`refresh_every` must be 1 with `sharpness`"):
+            plan_run(str(model_folder), "ngdiff", {"latent_layers": "1"} | settings)
 
 
 def test_the_verb_answers_from_a_configuration_alone(model_folder, tmp_path, capsys):

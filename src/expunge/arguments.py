@@ -135,6 +135,14 @@ class UnlearningArguments(TrainingArguments):
         if self.fsdp and not isinstance(self.fsdp_config, str):
             self.fsdp_config = {"version": 2} | (self.fsdp_config or {})
         super().__post_init__()  # type: ignore[no-untyped-call]
+        self.check()
+
+    def check(self) -> None:
+        """Look at what must hold of settings together.
+
+        Raises:
+            ValueError: A value is out of range, or two exclude each other.
+        """
         for holds, rule in _RULES:
             if not holds(self):
                 raise ValueError(rule.format_map(vars(self)))
@@ -161,7 +169,7 @@ class UnlearningArguments(TrainingArguments):
         return ZerothOrder(self.zeroth_radius, self.zeroth_queries, self.zeroth_every)
 
     @property
-    def excludes_sharpness(self) -> str:
+    def sharpness_excluded_by(self) -> str:
         """The setting that a recipe's own sharpness gives way to, as `name=value`; empty where none does."""
         if self.update == "zeroth-order":
             return "update=zeroth-order"
@@ -176,8 +184,9 @@ class UnlearningArguments(TrainingArguments):
         Raises:
             ValueError: Layers are not whole numbers, or a size is out of range.
         """
-        yields = 0.0 if self.excludes_sharpness else own
-        sharpness = yields if self.sharpness is None else self.sharpness
+        if self.sharpness_excluded_by:
+            own = 0.0
+        sharpness = own if self.sharpness is None else self.sharpness
         if not self.latent_radius:
             return Hardening(sharpness)
         try:

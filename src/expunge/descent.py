@@ -156,6 +156,7 @@ class Descent:
                         seen = self.sight.see(model, batches, [objective], self.counts, self.reference)
                         with self._buffers.collect(i):
                             self.backward(step_share(objective, seen, batches, self.counts))
+                        del seen  # or the next forward pass runs beside these logits
 
     def combine(self) -> bool:
         """Set `.grad` to Σ w_i g_i, once per optimizer step.

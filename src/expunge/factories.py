@@ -33,9 +33,9 @@ def made(what: str, name: str, factory: Callable[..., Any], settings: Mapping[st
                 f"{', '.join(known) or 'none'}. {nearest(key, known)}".rstrip()
             )
     hints = get_type_hints(factory)
-    words = {key: typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
+    values = {key: typed(f"{name}:{key}", value, hints.get(key, Any)) for key, value in settings.items()}
     try:
-        return factory(**words)
+        return factory(**values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what} {name} refused its settings: {error}") from None
 
@@ -46,7 +46,7 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     Raises:
         UsageError: It is not what the type takes.
     """
-    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+    if get_origin(hint) is tuple and isinstance(value, str | int | float):
         value = [word.strip() for word in str(value).split(",")]
     try:
         config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)  # latent_layers=8

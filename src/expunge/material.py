@@ -18,7 +18,8 @@ from expunge.arguments import UnlearningArguments
 from expunge.batching import Rows, RowStream
 from expunge.collate import Encoded
 from expunge.companions import accompany
-from expunge.derived import RULES, Derived, Means, derive, is_derived
+from expunge.defences.hardening import Hardening
+from expunge.derived import RULES, Derived, Means, derive, is_derived, is_forget
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import model_context
@@ -120,7 +121,7 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
                 f"objective {objective.name!r} must read the forget set to be paired; it reads "
                 f"{objective.source!r}."
             )
-    _check_engine(method, args)
+    check_engine(method, args)
     if method.merge and args.max_steps <= len(method.merge.further):
         raise ValueError(
             f"`max_steps` must be at least one for each training of method {method.name!r} "
@@ -143,8 +144,12 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
         )
 
 
-def _check_engine(method: Method, args: UnlearningArguments) -> None:
-    """Refuse ways of computing gradients that the weighting cannot use."""
+def check_engine(method: Method, args: UnlearningArguments) -> None:
+    """Refuse ways of computing gradients that the weighting or the settings cannot use.
+
+    Raises:
+        ValueError: Weights are to be carried that depend on no gradient, or between hardened steps.
+    """
     weightings = (method.weighting, *(method.merge.further if method.merge else ()))
     needy = [weighting for weighting in weightings if weighting.needs_gramian]
     if args.refresh_every > 1 and not needy:
@@ -157,6 +162,22 @@ def _check_engine(method: Method, args: UnlearningArguments) -> None:
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."
         )
+
+
+def hardening_of(method: Method, args: UnlearningArguments) -> Hardening:
+    """Adversaries that the forget objectives face: what settings say, or the method's own sharpness."""
+    reads = any(is_forget(objective.source) for objective in method.objectives)
+    return args.hardening(method.sharpness) if reads else Hardening()
+
+
+def left_out(method: Method, args: UnlearningArguments) -> list[str]:
+    """A sentence on the method's own sharpness, where another setting leaves no room for it."""
+    if not (method.sharpness and args.sharpness is None and args.sharpness_excluded_by):
+        return []
+    return [
+        f"{args.sharpness_excluded_by} leaves no room for the sharpness of {method.sharpness:g} that "
+        f"{method.name} has by itself; records were forgotten without it."
+    ]
 
 
 def streams(

@@ -20,6 +20,7 @@ from expunge.defences.hardening import Hardening
 from expunge.derived import is_forget
 from expunge.footprint import Saved, Shape, Sizes, saved, sizes
 from expunge.hardware import HEADROOM, UTILISATION, Device
+from expunge.material import hardening_of
 from expunge.methods import Method
 from expunge.objectives import Objective
 from expunge.objectives._chunks import ELEMENTS
@@ -81,9 +82,14 @@ class Request:
 
     @property
     def hardening(self) -> Hardening:
-        """Adversaries of the objectives on forget records; none where no objective reads these."""
-        reads = any(is_forget(objective.source) for objective in self.method.objectives)
-        return self.args.hardening(self.method.sharpness) if reads else Hardening()
+        """Adversaries of the objectives on forget records."""
+        return hardening_of(self.method, self.args)
+
+    @property
+    def again(self) -> bool:
+        """Whether a gradient is taken anew, sharpness-aware, while the last objective's stands whole."""
+        early = self.method.objectives[:-1]
+        return bool(self.hardening.sharpness) and any(is_forget(objective.source) for objective in early)
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,20 @@ def plan(request: Request, changes: dict[str, Any] | None = None) -> Plan:
 
 
 def cheapest(request: Request) -> Plan | None:
-    """The fastest variant of a request that fits; of equally fast ones that with the fewest changes."""
+    """The fastest variant of a request that fits; of equally fast ones that with the fewest changes.
+
+    Sharpness is given up only where nothing fits with it.
+    """
+    found = _fastest(request, {})
+    if found is None and request.hardening.sharpness:
+        return _fastest(request, {"sharpness": 0.0})
+    return found
+
+
+def _fastest(request: Request, given_up: dict[str, Any]) -> Plan | None:
     fitting = []
-    for changes in _variants(request):
+    for milder in _variants(request):
+        changes = milder | given_up
         try:
             varied = replace(request, args=_changed(request.args, changes))
         except ValueError:  # settings that exclude each other
@@ -184,9 +201,14 @@ def _variants(request: Request) -> Iterator[dict[str, Any]]:
 
 
 def _changed(args: UnlearningArguments, changes: dict[str, Any]) -> UnlearningArguments:
-    """The same settings with some in place of others; arithmetic reads no more than these."""
+    """The same settings with some in place of others; arithmetic reads no more than these.
+
+    Raises:
+        ValueError: They exclude each other.
+    """
     varied = object.__new__(UnlearningArguments)
     varied.__dict__.update(args.__dict__ | changes)
+    varied.check()
     return varied
 
 
@@ -211,7 +233,8 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
         "reduction buckets": trained if request.engine == "ddp" else 0,
     }
     copies = {"cast weights": 0 if args.gradient_checkpointing and args.lora_rank else traced.copies}
-    aside = {"weights before the sharp pass": trained if request.hardening.sharpness else 0}
+    aside = {"copy of the weights for sharpness": trained if request.hardening.sharpness else 0}
+    standing = trained + waiting - _waiting(request, trained) if request.again else waiting
     line = method.step_size is not None
     update = kept | {"gradients": trained + waiting}
     return {
@@ -228,12 +251,12 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
             "passing tensors": _passing(request, traced),
             "logits": _logits(request),
             "a chunk of the loss": _chunk(request),
-            "gradients": waiting + _head_gradient(request, counted),
+            "gradients": standing + _head_gradient(request, counted),
         },
         "end of the last backward pass": kept
         | copies
         | aside
-        | {"gradients": trained + waiting, "workspace": 4 * counted.largest // cut},
+        | {"gradients": trained + standing, "workspace": 4 * counted.largest // cut},
         "optimizer step": update
         | {
             "parameters before the step": _before(request, counted, trained, cut),
@@ -385,6 +408,12 @@ def _looks(request: Request, objective: Objective) -> int:
     return (2 if request.hardening.sharpness else 1) * (1 + (latent.steps if latent else 0))
 
 
+def _reference_passes(request: Request, source: str) -> int:
+    """Forward passes of the reference over a set that it is asked about, in a step."""
+    asking = [o for o in request.method.objectives if source in sources_of(o)]
+    return max(_looks(request, o) for o in asking if o.needs.reference in ("logits", "hidden"))
+
+
 def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     """2 FLOP per matrix element and token forward, 4 backward (2 where the weight is frozen)."""
     if request.device is None:
@@ -398,6 +427,7 @@ def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     passes = reads / len(method.sources) if request.each else 1.0
     if method.weighting.needs_gramian and args.refresh_every > 1:
         passes = 1.0 + (passes - 1.0) / args.refresh_every
-    reference = 2 * len(live_sources(method)) / len(method.sources)
+    asked = sum(_reference_passes(request, name) for name in live_sources(method))
+    reference = 2 * asked / len(method.sources)
     flops = active * (passes * (2 + backward + again) + reference)
     return request.gpus * request.device.peak * UTILISATION / flops

@@ -8,6 +8,7 @@ from typing import Any
 from expunge.errors import UsageError
 from expunge.factories import nearest
 from expunge.hardware import DEVICES
+from expunge.material import check_engine
 from expunge.models import load_config
 from expunge.plan import Plan, Request, cheapest, plan
 from expunge.run_options import RunOptions
@@ -48,6 +49,7 @@ def plan_run(
     args = arguments({"bf16": True, "use_cpu": True} | rest if gpu != "cpu" else rest, RunOptions(), method)
     args.fsdp = sharded
     try:
+        check_engine(recipe, args)
         request = Request(
             load_config(model), recipe, args, gpus, DEVICES.get(gpu), tokens=tokens, labels=labels
         )

@@ -20,6 +20,7 @@ from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.extension import load_object, names_object
 from expunge.factories import nearest, typed
+from expunge.material import hardening_of
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
 from expunge.run_options import RunOptions
@@ -175,12 +176,12 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
                 "arguments of the method."
             )
     hints = get_type_hints(UnlearningArguments)
-    words = {key: typed(key, value, hints[key]) for key, value in settings.items()}
+    values = {key: typed(key, value, hints[key]) for key, value in settings.items()}
     try:
-        made = UnlearningArguments(**_places(options) | words)
+        made = UnlearningArguments(**_places(options) | values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set was refused: {error}") from None
-    if options.output is None and "output_dir" not in words:
+    if options.output is None and "output_dir" not in values:
         made.output_dir = _private_folder(made)
     return made
 
@@ -200,6 +201,7 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
         "use_cpu",
         "bf16",
         "seed",
+        "sharpness",  # said as it was, the method's own included
     }
     default = UnlearningArguments(output_dir="unused", use_cpu=args.use_cpu)
     changed = [
@@ -207,17 +209,18 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
         for f in dataclasses.fields(UnlearningArguments)
         if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
     ]
-    merged = {"merge": repr(method.merge)} if method.merge else {}
+    further: dict[str, Any] = {"merge": repr(method.merge)} if method.merge else {}
+    if any(is_forget(source) for source in method.sources):
+        further["sharpness"] = hardening_of(method, args).sharpness
     return (
         {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))}
-        | merged
+        | further
         | {
             "precision": args.precision,
             "objectives": [objective.name for objective in method.objectives],
             "weighting": repr(method.weighting),
             "step_size": repr(method.step_size) if method.step_size else "schedule",
             "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
-            "sharpness": args.hardening(method.sharpness).sharpness,
         }
     )
 

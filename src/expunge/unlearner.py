@@ -24,7 +24,7 @@ from expunge.descent import Descent
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.interrupt import Interrupt
-from expunge.material import check_demands, fingerprint
+from expunge.material import check_demands, fingerprint, hardening_of, left_out
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.observation import count
@@ -91,7 +91,8 @@ class Unlearner(WholeCheckpoints):
         self.method = method
         self.tokenizer: PreTrainedTokenizerBase = processing_class
         self.sets = TrainingSets.complete(records, method, args, model, processing_class)
-        self.records, self.encoded, self.notes = self.sets.records, self.sets.encoded, self.sets.notes
+        self.records, self.encoded = self.sets.records, self.sets.encoded
+        self.notes = [*self.sets.notes, *left_out(method, args)]
         self.pad_id = int(processing_class.pad_token_id or 0)
         self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
@@ -135,7 +136,7 @@ class Unlearner(WholeCheckpoints):
             self.accelerator.backward,
             self.peers.mean,
             share=self.accelerator.num_processes == 1,
-            hardening=self.args.hardening(self.method.sharpness),
+            hardening=hardening_of(self.method, self.args),
             keep=self.args.gradient_buffers,
         )
         descent.carries = self.args.refresh_every > 1

@@ -22,7 +22,8 @@ def uphill(
 ) -> Iterator[None]:
     r"""Inside, the parameters stand at $\theta + \rho\, g / \lVert g \rVert_2$; bit-identical afterwards.
 
-    A zero gradient, or one that is not finite, moves nothing. Holds one copy of the parameters.
+    A zero gradient, or one that is not finite, moves nothing. Holds one copy of the parameters; of the
+    gradient nothing, so that a caller who drops it makes room for the next.
 
     Args:
         parameters: At θ.
@@ -43,11 +44,13 @@ def uphill(
     if not 0 < radius < math.inf:
         raise ValueError(f"`radius` must be positive; got {radius}. Leave it out to move nothing.")
     sums = Sums(1)  # the parameter says which ranks hold other shares; a gradient that waits does not
+    part = None
     for parameter, part in zip(parameters, gradient, strict=True):
         if part is not None:
             sums.add(0, parameter, part, part)
     length = math.sqrt(max(float(sums.total()), 0.0))
     if not 0 < length < math.inf:
+        del gradient, part
         yield
         return
     before = [own.clone() for own in shares(parameters)]
@@ -57,6 +60,7 @@ def uphill(
                 if part is not None:
                     own.add_(share(part).to(own), alpha=radius / length)
         torch.clear_autocast_cache()  # weights that were cast at θ must not serve here, nor the reverse
+        del gradient, part
         yield
     finally:
         with torch.no_grad():

@@ -96,7 +96,7 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
 
     Reference:
         arXiv 2410.22086, section 3 (the direction); arXiv 2412.20412, section 3 (the forget loss);
-        arXiv 2010.01412 (sharpness, and its length).
+        arXiv 2502.05374 (sharpness on the forget loss); arXiv 2010.01412 (its length).
     """
     return Method(
         "ngdiff",

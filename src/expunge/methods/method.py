@@ -60,7 +60,7 @@ class Method:
                 )
             if isinstance(weighting, TorchJD):
                 weighting.check(len(names))
-        Hardening(self.sharpness)  # or says what is wrong with it
+        Hardening(self.sharpness)  # refuses a ρ out of range
         if self.schedule and not {"forget", "retain"} <= {*self.sources}:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
