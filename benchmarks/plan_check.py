@@ -22,6 +22,7 @@ from typing import Any
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "grad-diff": ("grad-diff", {}),
     "ngdiff": ("ngdiff", {}),
+    "ngdiff, sharpness 0": ("ngdiff", {"sharpness": 0.0}),
     "ngdiff, buffers in bf16": ("ngdiff", {"gradient_buffers": "bf16"}),
     "ngdiff, checkpointing": ("ngdiff", {"gradient_checkpointing": True}),
     "ngdiff-gen": ("ngdiff-gen", {}),

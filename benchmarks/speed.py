@@ -1,10 +1,11 @@
-"""Time and memory of one optimizer step: NGDiff + GeN against fused gradient difference, and the matmul peak.
+"""Time and memory of one optimizer step: NGDiff against fused gradient difference, and the matmul peak.
 
     python benchmarks/speed.py --data TOFU_FOLDER --output benchmarks/results/speed.json
 
 Each measurement is a process of its own, the methods in turn (A B C A B C …), so that drift of a shared
-machine touches all alike. Steps before `--warmup` are not counted. `TOFU_FOLDER` holds forget01.jsonl and
-retain99.jsonl; 8 + 8 rows per step, chat template, as in the figures it is compared with.
+machine touches all alike; a method may have settings behind pluses. Steps before `--warmup` are not counted.
+`TOFU_FOLDER` holds forget01.jsonl and retain99.jsonl; 8 + 8 rows per step, chat template, as in what
+it is compared with.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-METHODS = ("grad-diff", "ngdiff-gen", "ngdiff")
+from study import given
+
+METHODS = ("grad-diff", "ngdiff-gen", "ngdiff", "ngdiff+sharpness=0")
 
 
 def one(data: Path, method: str, steps: int, precision: str) -> dict[str, Any]:
@@ -31,7 +34,9 @@ def one(data: Path, method: str, steps: int, precision: str) -> dict[str, Any]:
     from expunge.models import load_model, load_tokenizer
 
     keep_freed_memory()
-    settings = {"diagnose_every": 0, "check_every": 10**6, "save_strategy": "no", "max_steps": steps}
+    settings: dict[str, Any] = {"diagnose_every": 0, "check_every": 10**6, "save_strategy": "no"}
+    method, *own = method.split("+")
+    settings |= {"max_steps": steps} | given(own)
     args = UnlearningArguments(output_dir="unused", bf16=precision == "bf16", seed=0, **settings)
     run = Unlearner(
         load_model("smollm2-135m"),

@@ -69,6 +69,7 @@ CASES = [
     Case("ngdiff", accumulation=2),
     Case("npo", accumulation=2),
     Case("ngdiff", accumulation=2, settings=(("refresh_every", 4), ("gradient_buffers", "cpu"))),
+    Case("ngdiff", settings=(("sharpness", 0.1),)),
     Case("ngdiff", settings=(("sharpness", 0.0),)),
     Case("ngdiff", settings=(("latent_radius", 0.3), ("latent_layers", "1"), ("latent_steps", 2))),
     Case("ngdiff", fsdp=(("activation_checkpointing", True),)),

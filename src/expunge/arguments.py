@@ -70,7 +70,7 @@ class UnlearningArguments(TrainingArguments):
             place. 0 never does.
         sharpness: Forget gradients are taken where a move of the weights of this length (ρ, L2 over all that
             train) undoes forgetting fastest, so that relearning and rounding undo less of it. 0 never does;
-            None: as the recipe has it (`Method.sharpness`), unless another setting excludes it.
+            None: as the recipe has it (`Method.relative_sharpness`), unless another setting excludes it.
         latent_radius: Forget gradients are taken under an adversary that moves the residual stream of every
             prompt token by up to this length (ε), so that other prompts bring back less. 0 is none.
         latent_layers: Where it acts, comma-separated, from 0 (embeddings); negative from the end.
@@ -179,7 +179,7 @@ class UnlearningArguments(TrainingArguments):
         """Adversaries that the forget objectives face.
 
         Args:
-            own: ρ of the recipe, which holds where `sharpness` is None and nothing excludes it.
+            own: ρ that the recipe comes to, which holds where `sharpness` is None and nothing excludes it.
 
         Raises:
             ValueError: Layers are not whole numbers, or a size is out of range.

@@ -164,19 +164,25 @@ def check_engine(method: Method, args: UnlearningArguments) -> None:
         )
 
 
-def hardening_of(method: Method, args: UnlearningArguments) -> Hardening:
-    """Adversaries that the forget objectives face: what settings say, or the method's own sharpness."""
+def hardening_of(method: Method, args: UnlearningArguments, norm: float = 1.0) -> Hardening:
+    """Adversaries that the forget objectives face: what settings say, or the method's own sharpness.
+
+    Args:
+        method: None of its objectives may read forget records; then there are none.
+        args: Settings.
+        norm: ‖θ‖₂ of the model (`models.weights_norm`). Whether there is an adversary does not depend on it.
+    """
     reads = any(is_forget(objective.source) for objective in method.objectives)
-    return args.hardening(method.sharpness) if reads else Hardening()
+    return args.hardening(method.relative_sharpness * norm) if reads else Hardening()
 
 
 def left_out(method: Method, args: UnlearningArguments) -> list[str]:
     """A sentence on the method's own sharpness, where another setting leaves no room for it."""
-    if not (method.sharpness and args.sharpness is None and args.sharpness_excluded_by):
+    if not (method.relative_sharpness and args.sharpness is None and args.sharpness_excluded_by):
         return []
     return [
-        f"{args.sharpness_excluded_by} leaves no room for the sharpness of {method.sharpness:g} that "
-        f"{method.name} has by itself; records were forgotten without it."
+        f"{args.sharpness_excluded_by} leaves no room for the sharpness that {method.name} has by itself; "
+        "records were forgotten without it."
     ]
 
 

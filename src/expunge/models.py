@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import re
 import shutil
 import uuid
@@ -160,6 +161,20 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weights_norm(model: nn.Module) -> float:
+    """‖θ‖₂ over all parameters, trained or frozen; of those in 4 bits as they are read."""
+    return math.hypot(*(float(torch.linalg.vector_norm(_read(p).float())) for p in model.parameters()))
+
+
+def _read(parameter: nn.Parameter) -> torch.Tensor:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.detach()
+    functional = importlib.import_module("bitsandbytes.functional")
+    found: torch.Tensor = functional.dequantize_4bit(parameter.detach(), state)
+    return found
 
 
 def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

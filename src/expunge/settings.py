@@ -201,7 +201,7 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
         "use_cpu",
         "bf16",
         "seed",
-        "sharpness",  # said as it was, the method's own included
+        "sharpness",  # said below, the method's own included
     }
     default = UnlearningArguments(output_dir="unused", use_cpu=args.use_cpu)
     changed = [
@@ -211,7 +211,9 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
     ]
     further: dict[str, Any] = {"merge": repr(method.merge)} if method.merge else {}
     if any(is_forget(source) for source in method.sources):
-        further["sharpness"] = hardening_of(method, args).sharpness
+        sharpness = hardening_of(method, args).sharpness
+        own = bool(sharpness) and args.sharpness is None
+        further |= {"relative_sharpness" if own else "sharpness": sharpness}
     return (
         {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))}
         | further

@@ -26,6 +26,7 @@ from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.interrupt import Interrupt
 from expunge.material import check_demands, fingerprint, hardening_of, left_out
 from expunge.methods import Method
+from expunge.models import weights_norm
 from expunge.monitor import Monitor
 from expunge.observation import count
 from expunge.peers import Peers, reduce_every_pass
@@ -94,6 +95,7 @@ class Unlearner(WholeCheckpoints):
         self.records, self.encoded = self.sets.records, self.sets.encoded
         self.notes = [*self.sets.notes, *left_out(method, args)]
         self.pad_id = int(processing_class.pad_token_id or 0)
+        self._norm = weights_norm(model)  # while parameters are whole
         self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
@@ -136,7 +138,7 @@ class Unlearner(WholeCheckpoints):
             self.accelerator.backward,
             self.peers.mean,
             share=self.accelerator.num_processes == 1,
-            hardening=hardening_of(self.method, self.args),
+            hardening=hardening_of(self.method, self.args, self._norm),
             keep=self.args.gradient_buffers,
         )
         descent.carries = self.args.refresh_every > 1

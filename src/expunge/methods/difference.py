@@ -86,8 +86,9 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     whose gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
     unlearning cross-entropy, which does the opposite: a run ends with forget records as unlikely as
     records never seen, not far beyond. The budget bounds the damage, not a Newton step on a retain loss
-    that is at its noise. And the forget gradient is taken where a move of the weights of length 0.05 undoes
-    forgetting fastest (the setting `sharpness`; 0 leaves it out), so that less of it comes back.
+    that is at its noise. And the forget gradient is taken where a move of the weights by 2.4e-5 of their norm
+    (0.05 in SmolLM2-135M) undoes forgetting fastest, so that less of it comes back; `sharpness=0` leaves it
+    out.
 
     Args:
         tolerance: Retain loss that may be lost, nats per token, positive.
@@ -96,14 +97,14 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
 
     Reference:
         arXiv 2410.22086, section 3 (the direction); arXiv 2412.20412, section 3 (the forget loss);
-        arXiv 2502.05374 (sharpness on the forget loss); arXiv 2010.01412 (its length).
+        arXiv 2502.05374, arXiv 2010.01412 (sharpness).
     """
     return Method(
         "ngdiff",
         (UCE("forget"), NLL("retain")),
         Normalized(),
         budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
-        sharpness=0.05,
+        relative_sharpness=2.4e-5,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from expunge.defences.hardening import Hardening
 from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
@@ -26,7 +26,8 @@ class Method:
         schedule: An order of rows other than passes over whole data sets.
         merge: The model is not what training ends at but made from what it changed; budget and forget check
             then look at the merged model alone.
-        sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`), where settings name none.
+        relative_sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`) as a share of the
+            norm of all weights of the model, where settings name no ρ.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
@@ -42,7 +43,7 @@ class Method:
     budget: RetainBudget | None = None
     schedule: Chunks | None = None
     merge: Merge | None = None
-    sharpness: float = 0.0
+    relative_sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
@@ -60,7 +61,10 @@ class Method:
                 )
             if isinstance(weighting, TorchJD):
                 weighting.check(len(names))
-        Hardening(self.sharpness)  # refuses a ρ out of range
+        if not 0 <= self.relative_sharpness < math.inf:
+            raise ValueError(
+                f"`relative_sharpness` must be at least 0; got {self.relative_sharpness}. 0 leaves it out."
+            )
         if self.schedule and not {"forget", "retain"} <= {*self.sources}:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
