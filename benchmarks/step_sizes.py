@@ -8,7 +8,8 @@ Direction, forget loss and retain budget are those of `ngdiff`, without its shar
 changes. `lume`: questions and biographies of 10 + 10 people of Task 2. `tofu`: the 60 shortest rows of
 forget05, the 160 shortest of the first 1,200 of retain95; the 40 shortest of the rows 2,000 to 2,399, which
 nobody was taught, are the holdout.
-The embedded model is taught once per world. What stands in the output already is not run again.
+The embedded model is taught once per world, in a work folder that no other benchmark wrote its rows to. What
+stands in the output already is not run again.
 """
 
 from __future__ import annotations

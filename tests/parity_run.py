@@ -54,8 +54,8 @@ class Case(NamedTuple):
     def within(self) -> float:
         """How far apart parameters may end, relative.
 
-        A recipe's own sharpness moves each weight by so little that rounding where it lands shows: by some
-        thousandths of the move in fp32, by more than the move under bf16 compute.
+        A recipe's own sharpness moves a weight by some hundred times its rounding in fp32, and by less than
+        its rounding under bf16 compute: what the processes round apart, the second gradient then shows.
         """
         taken = {"sharpness", "refresh_every"} & {key for key, _ in self.settings}
         if self.recipe != "ngdiff" or taken:
@@ -206,6 +206,7 @@ def found(run: Unlearner) -> dict[str, Any]:
         "cosines": [step.update_cosines for step in run.history],
         "probes": [(probe.step, probe.retain_loss, probe.decision) for probe in run.monitor.state.probes],
         "stop": run.stop,
+        "sharpness": run.descent.hardening.sharpness,
         "sharded": ranks.sharded(run.trained),
     }
 

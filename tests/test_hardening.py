@@ -24,6 +24,7 @@ from expunge.defences.sharpness import uphill
 from expunge.hidden import residual_stream
 from expunge.methods import Method, grad_diff, ngdiff, npo
 from expunge.methods.difference import fine_tune
+from expunge.models import weights_norm
 from expunge.objectives import NLL, Ascent
 from expunge.observation import token_logits
 from expunge.records import read_records
@@ -265,9 +266,9 @@ def test_a_recipe_has_a_sharpness_of_its_own_and_settings_have_the_last_word(
 ):
     made = run(tokenizer, tmp_path, ngdiff(tolerance=1e9), **settings)
     assert made.descent.hardening.sharpness == pytest.approx(wanted, rel=1e-6)
-    said = configuration(made.args, made.method)
+    said = configuration(made.args, made.method, made.norm)
     assert said.get("relative_sharpness", 0.0) == (0.0 if settings else 2.4e-5)
-    assert said.get("sharpness", wanted) == wanted
+    assert said["sharpness"] == made.descent.hardening.sharpness
     bare, told = replace(ngdiff(tolerance=1e9), relative_sharpness=0.0), settings | {"sharpness": wanted}
     again = run(tokenizer, tmp_path, bare, **told)
     torch.testing.assert_close(flat(made.model), flat(again.model), rtol=1e-6, atol=1e-9)
@@ -286,7 +287,24 @@ def test_the_gradient_at_the_weights_is_let_go_before_the_next_one():
 def test_what_reads_no_forget_record_is_not_hardened(tokenizer, tmp_path):
     made = run(tokenizer, tmp_path, fine_tune(), sharpness=0.1)
     assert not made.descent.hardening
-    assert "sharpness" not in configuration(made.args, made.method)
+    assert "sharpness" not in configuration(made.args, made.method, made.norm)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    "settings", [{"lora_rank": 4}, {"lora_rank": 4, "lora_dora": True}, {"train_last": 1}]
+)
+def test_the_norm_is_that_of_the_model_as_it_comes(tokenizer, tmp_path, settings):
+    made = run(tokenizer, tmp_path, ngdiff(tolerance=1e9), **settings)
+    assert made.norm == pytest.approx(NORM, rel=1e-9)
+
+
+def test_the_norm_counts_tied_weights_once_and_refuses_codes():
+    model = conftest.build_model()
+    assert weights_norm(model.bfloat16()) == pytest.approx(NORM, rel=1e-3)
+    model.lm_head.weight = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"lm_head.weight holds torch.int8. Set `sharpness`"):
+        weights_norm(model)
 
 
 def test_a_sharpness_out_of_range_is_refused_with_the_recipe():

@@ -59,6 +59,7 @@ def test_same_training(way, label, ranks, alone):
             assert a == pytest.approx(c, rel=1e-3, abs=1e-5)
     assert [probe[2] for probe in first["probes"]] == [probe[2] for probe in expected["probes"]]
     assert first["stop"] == expected["stop"]
+    assert first["sharpness"] == second["sharpness"] == expected["sharpness"]
 
 
 @pytest.mark.parametrize("case", BF16, ids=lambda case: case.label)

@@ -149,7 +149,7 @@ def finetune(
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-    record = conclude(run, configuration(args, method), method.name, state)
+    record = conclude(run, configuration(args, method, run.norm), method.name, state)
     return Result(loaded, tokenizer, record, folder)
 
 
@@ -253,7 +253,7 @@ def _keep(
     saved: bool,
 ) -> RunRecord:
     """Save what a training left, unless that is done, and measure it, if it is worth it; write the record."""
-    settled = configuration(run.args, recipe) | run.asked
+    settled = configuration(run.args, recipe, run.norm) | run.asked
     if state.stop and state.stop.reason != "interrupted" and usable(run, state):
         step = state.stop.step if state.stop.restored_step is None else state.stop.restored_step
         run.describe("after", f"{recipe.name} at step {step}", model)

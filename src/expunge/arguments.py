@@ -256,8 +256,8 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
     ),
     (
         lambda given: not (given.zeroth and given.hardening()),
-        "`sharpness` and `latent_radius` must be 0 with `update=zeroth-order` (they need backward "
-        "passes); got {sharpness}, {latent_radius}. Set one of them off.",
+        "`sharpness` and `latent_radius` must be 0 or left out with `update=zeroth-order` (they need "
+        "backward passes); got {sharpness} and {latent_radius}. Leave them out.",
     ),
     (
         lambda given: given.earlier_rows >= 0 and given.curriculum_rows >= 0,

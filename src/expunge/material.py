@@ -24,7 +24,7 @@ from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import model_context
 from expunge.methods import Method
-from expunge.models import weights_hash
+from expunge.models import weights_hash, weights_norm
 from expunge.records import Records
 from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
@@ -174,6 +174,14 @@ def hardening_of(method: Method, args: UnlearningArguments, norm: float = 1.0) -
     """
     reads = any(is_forget(objective.source) for objective in method.objectives)
     return args.hardening(method.relative_sharpness * norm) if reads else Hardening()
+
+
+def norm_wanted(method: Method, args: UnlearningArguments, model: nn.Module) -> float:
+    """‖θ‖₂ of a model as it comes, the first rank's on all, where a sharpness is relative to it; else 1."""
+    if args.sharpness is not None or not hardening_of(method, args).sharpness:
+        return 1.0
+    norm = weights_norm(model)
+    return float(broadcast_object_list([norm])[0]) if PartialState().num_processes > 1 else norm
 
 
 def left_out(method: Method, args: UnlearningArguments) -> list[str]:

@@ -164,17 +164,25 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def weights_norm(model: nn.Module) -> float:
-    """‖θ‖₂ over all parameters, trained or frozen; of those in 4 bits as they are read."""
-    return math.hypot(*(float(torch.linalg.vector_norm(_read(p).float())) for p in model.parameters()))
+    """‖θ‖₂ over all parameters, trained or frozen; of those in 4 bits as they are read.
+
+    Raises:
+        ValueError: A parameter holds codes of another kind.
+    """
+    return math.hypot(*(_norm(name, parameter) for name, parameter in model.named_parameters()))
 
 
-def _read(parameter: nn.Parameter) -> torch.Tensor:
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return parameter.detach()
-    functional = importlib.import_module("bitsandbytes.functional")
-    found: torch.Tensor = functional.dequantize_4bit(parameter.detach(), state)
-    return found
+def _norm(name: str, parameter: nn.Parameter) -> float:
+    values = parameter.detach()
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        values = importlib.import_module("bitsandbytes.functional").dequantize_4bit(values, state)
+    if not values.is_floating_point():
+        raise ValueError(
+            f"the weights must be numbers or 4-bit codes for their norm to be known; {name} holds "
+            f"{values.dtype}. Set `sharpness`, or load the model unquantised."
+        )
+    wide = torch.float32 if values.device.type == "mps" else torch.float64  # which has no float64
+    return float(torch.linalg.vector_norm(values, dtype=wide))
 
 
 def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -409,9 +409,11 @@ def _looks(request: Request, objective: Objective) -> int:
 
 
 def _reference_passes(request: Request, source: str) -> int:
-    """Forward passes of the reference over a set that it is asked about, in a step."""
+    """Forward passes of the reference over a set that it is asked about, in a step; adversaries add none."""
     asking = [o for o in request.method.objectives if source in sources_of(o)]
-    return max(_looks(request, o) for o in asking if o.needs.reference in ("logits", "hidden"))
+    live = [o for o in asking if o.needs.reference in ("logits", "hidden")]
+    again = bool(request.hardening.sharpness) and any(is_forget(o.source) for o in live)
+    return 2 if again else 1
 
 
 def _tokens_per_second(request: Request, counted: Sizes) -> float | None:

@@ -98,6 +98,7 @@ class Run:
         measured: Stage -> what the benchmark makes of it.
         timings: Phase -> wall seconds.
         notes: What a reader of the record must know.
+        norm: ‖θ‖₂ of the model before, where a setting is relative to it; else 1.
         chain: The runs that this one continues.
         companions: Sets whose rows accompany another's in training (see `expunge.companions`).
         first_evaluation: The model before the first of these runs, on what should be kept.
@@ -115,6 +116,7 @@ class Run:
     measured: dict[Stage, Measured] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    norm: float = 1.0
     derived: dict[str, Records] = field(default_factory=dict)
     chain: Chain | None = None
     companions: dict[str, Records] = field(default_factory=dict)

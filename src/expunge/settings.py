@@ -186,8 +186,14 @@ def arguments(settings: Mapping[str, Any], options: RunOptions, method: str = ""
     return made
 
 
-def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
-    """Settings that decide the result, as plain values: ours, and every other that is not the default."""
+def configuration(args: UnlearningArguments, method: Method, norm: float) -> dict[str, Any]:
+    """Settings that decide the result, as plain values: ours, and every other that is not the default.
+
+    Args:
+        args: Settings.
+        method: The recipe.
+        norm: ‖θ‖₂ that a sharpness of the method's own is relative to (`Unlearner.norm`).
+    """
     names = (
         "learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "optim", "template", "max_length", "check_every", "check_rows",
@@ -211,9 +217,9 @@ def configuration(args: UnlearningArguments, method: Method) -> dict[str, Any]:
     ]
     further: dict[str, Any] = {"merge": repr(method.merge)} if method.merge else {}
     if any(is_forget(source) for source in method.sources):
-        sharpness = hardening_of(method, args).sharpness
-        own = bool(sharpness) and args.sharpness is None
-        further |= {"relative_sharpness" if own else "sharpness": sharpness}
+        further["sharpness"] = hardening_of(method, args, norm).sharpness
+        if args.sharpness is None and further["sharpness"]:
+            further["relative_sharpness"] = method.relative_sharpness
     return (
         {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))}
         | further

@@ -79,6 +79,7 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
             raise UsageError(f"--resume cannot continue this run: {error}") from None
     if any(map(is_forget, recipe.sources)) and unlearner.monitor.check is None:
         run.notes.append("There was no control to compare the forget records with: only limits end this run.")
+    run.norm = unlearner.norm
     run.notes += [note for note in unlearner.notes if note not in run.notes]
     return unlearner
 

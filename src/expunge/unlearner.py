@@ -24,9 +24,8 @@ from expunge.descent import Descent
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.interrupt import Interrupt
-from expunge.material import check_demands, fingerprint, hardening_of, left_out
+from expunge.material import check_demands, fingerprint, hardening_of, left_out, norm_wanted
 from expunge.methods import Method
-from expunge.models import weights_norm
 from expunge.monitor import Monitor
 from expunge.observation import count
 from expunge.peers import Peers, reduce_every_pass
@@ -86,6 +85,7 @@ class Unlearner(WholeCheckpoints):
     ) -> None:
         given = {"forget": forget_dataset, "retain": retain_dataset, "holdout": holdout_dataset}
         records = read_given(given | dict(derived_datasets or {}))
+        self.norm = norm_wanted(method, args, model)
         model = prepare_trainable(model, args)
         _check_precision(model)
         check_demands(method, model, args)
@@ -95,7 +95,6 @@ class Unlearner(WholeCheckpoints):
         self.records, self.encoded = self.sets.records, self.sets.encoded
         self.notes = [*self.sets.notes, *left_out(method, args)]
         self.pad_id = int(processing_class.pad_token_id or 0)
-        self._norm = weights_norm(model)  # while parameters are whole
         self._skeleton = skeleton(model) if fsdp_wanted(args) else None
         super().__init__(
             model=model,
@@ -138,7 +137,7 @@ class Unlearner(WholeCheckpoints):
             self.accelerator.backward,
             self.peers.mean,
             share=self.accelerator.num_processes == 1,
-            hardening=hardening_of(self.method, self.args, self._norm),
+            hardening=hardening_of(self.method, self.args, self.norm),
             keep=self.args.gradient_buffers,
         )
         descent.carries = self.args.refresh_every > 1
