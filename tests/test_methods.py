@@ -223,7 +223,7 @@ def test_zeroth_order_steps_need_no_backward_pass_and_may_alternate(tmp_path, to
     [
         ({"update": "zeroth-order", "zeroth_queries": 0}, "`queries` and `every` must be at least 1"),
         ({"update": "zeroth-order", "zeroth_radius": 0.0}, "`radius` must be positive"),
-        ({"update": "zeroth-order", "sharpness": 0.1}, "must be 0 with `update=zeroth-order`"),
+        ({"update": "zeroth-order", "sharpness": 0.1}, "must be 0 or left out with `update=zeroth-order`"),
     ],
 )
 def test_updates_that_cannot_be_are_refused(settings, message, tmp_path):
