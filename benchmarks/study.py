@@ -19,6 +19,7 @@ trials side by side, which pays on a GPU that one small model does not fill; the
 does the same with TOFU: taught on `full`, the reference on what is to be kept, measured by TOFU's metrics.
 With `--kept 400` it is taught the forget set and the first 400 rows of the retain set alone, and measured as
 LUME is, beside the last `--unseen` rows of the retain set: authors whom nobody taught it. A CPU can do that.
+`--tofu short` is smaller still: the shortest rows of forget05 and of both (`tofu_short.py`), measured alike.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tofu_short
 import yaml
 from lume_task2 import write
 
@@ -48,6 +50,9 @@ STRONGEST = "grad-diff,npo,simnpo,mollm,undial,satimp"
 RATES = "3e-6,1e-5,3e-5,1e-4,3e-4"
 KEPT = 0.9
 """Share of the retain answers known before that a setting must keep to be among the best."""
+
+SHORT = "short"
+"""In place of a split of TOFU: few rows, the shortest."""
 
 Grid = dict[str, list[Any]]
 Job = tuple[str, Grid, list[int]]
@@ -149,6 +154,14 @@ def of_few_authors(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     return teach(known, options.output / "taught", options, **fields), {**paths, **fields}
 
 
+def of_short_rows(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model that knows TOFU's shortest rows, and what trials get."""
+    paths = tofu_short.prepare(options.data, options.output / "data")
+    model = teach([paths["forget"], paths["retain"]], options.output / "taught", options, template="none")
+    sets = {"forget": paths["forget"], "retain": paths["retain"], "holdout": paths["unseen"]}
+    return model, {**sets, "template": "none"}
+
+
 def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The model that knows all authors, and what trials get; the reference knows the retain set alone."""
     from expunge.benchmarks.tofu.data import FORGET
@@ -164,9 +177,7 @@ def of_tofu(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def study(options: argparse.Namespace) -> Comparison | None:
     """The stages, each adding to the same comparison; without methods, only what they need is taught."""
-    if options.kept and not options.tofu:
-        raise SystemExit("--kept needs --tofu. LUME's size is set by --people and --lives.")
-    model, common = (of_lume if not options.tofu else of_few_authors if options.kept else of_tofu)(options)
+    model, common = world_of(options)(options)
     seeds = list(map(int, options.seeds.split(",")))
     common |= {"evaluation_seed": seeds[0], **given(options.settings)}
     rates = list(map(float, options.rates.split(",")))
@@ -181,6 +192,17 @@ def study(options: argparse.Namespace) -> Comparison | None:
         jobs = [(name, grid, [seed]) for name, grid in finalists for seed in seeds[1:]]
         found = carry_out(model, options, common, jobs)
     return found
+
+
+def world_of(options: argparse.Namespace) -> Callable[[argparse.Namespace], tuple[Path, dict[str, Any]]]:
+    """What teaches the model and says what trials get."""
+    if options.kept and options.tofu in (None, SHORT):
+        raise SystemExit("--kept needs --tofu and a split. LUME's size is set by --people and --lives.")
+    if options.tofu is None:
+        return of_lume
+    if options.tofu == SHORT:
+        return of_short_rows
+    return of_few_authors if options.kept else of_tofu
 
 
 def carry_out(
@@ -270,7 +292,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tofu", choices=["forget01", "forget05", "forget10"])
+    parser.add_argument("--tofu", choices=["forget01", "forget05", "forget10", SHORT])
     parser.add_argument("--rows", type=int, help="TOFU: rows of every set that are measured; all by default")
     parser.add_argument("--kept", type=int, default=0, help="TOFU: retain rows it is taught; all by default")
     parser.add_argument("--unseen", type=int, default=100, help="with --kept: rows never taught, the holdout")
