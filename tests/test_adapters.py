@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 import conftest
 import engine_objectives as own
 import expunge
-from expunge import UsageError
-from expunge.adapters import four_bit, prepare_trainable
+from expunge.adapters import prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.methods import fine_tune, ngdiff
 from expunge.models import load_model
@@ -142,16 +141,6 @@ def test_a_second_adapter_is_refused(tmp_path):
     model = prepare_trainable(conftest.build_model(), arguments(tmp_path, lora_rank=2))
     with pytest.raises(ValueError, match="already has an adapter"):
         prepare_trainable(model, arguments(tmp_path, lora_rank=2))
-
-
-def test_four_bits_need_bitsandbytes_and_a_gpu(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="needs the package bitsandbytes"):
-        four_bit()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UsageError, match="needs a CUDA GPU"):
-        four_bit()
 
 
 def test_a_run_with_an_adapter_saves_it_merged_or_alone(model_folder, tmp_path):

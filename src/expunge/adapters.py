@@ -53,25 +53,6 @@ def merge_adapter(model: nn.Module) -> nn.Module:
         return cast(nn.Module, cast(Any, model).merge_and_unload())
 
 
-def four_bit() -> Any:
-    """How to load a model in 4 bits for an adapter to train on (QLoRA).
-
-    Raises:
-        UsageError: bitsandbytes is not installed, or there is no GPU that it runs on.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError("lora_4bit needs the package bitsandbytes: pip install bitsandbytes.")
-    if not torch.cuda.is_available():
-        raise UsageError("lora_4bit needs a CUDA GPU; none is visible. Leave it off: LoRA runs without.")
-    transformers: Any = importlib.import_module("transformers")
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
 def _first_trained(model: nn.Module, last: int) -> int:
     """Index of the first of the `last` blocks; 0 where all train."""
     if not last:

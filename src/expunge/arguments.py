@@ -55,7 +55,7 @@ class UnlearningArguments(TrainingArguments):
         lora_targets: Modules to adapt, comma-separated, or `all-linear`.
         lora_dora: DoRA: the adapter learns magnitude and direction apart.
         lora_merge: Deliver the model with the adapter merged in; otherwise the adapter alone is saved.
-        lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU, and no merging.
+        lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes, a device it runs on, and no merging.
         lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.

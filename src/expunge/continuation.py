@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge.benchmarks.records import UserRecords
 from expunge.chain import Chain
 from expunge.errors import UsageError
 from expunge.inference import model_context
-from expunge.models import CausalModel, load_model, weights_hash
+from expunge.models import CausalModel, load_as, weights_hash
 from expunge.neighbours import read_neighbours
 from expunge.record import Evaluation
 from expunge.records import Records
@@ -84,8 +83,8 @@ def _first_model(run: Run, chain: Chain) -> CausalModel:
     else:
         source = str(given or chain.first.source)
         try:
-            dtype = getattr(torch, chain.first.dtype, torch.float32)
-            first = load_model(source, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
+            trust, device = run.options.trust_remote_code, run.args.device
+            first = load_as(source, chain.first.dtype, device=device, trust_remote_code=trust)
         except UsageError as error:
             raise UsageError(
                 "The model before the first request must be readable, since utility is accounted against it: "

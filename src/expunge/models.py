@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import re
@@ -17,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -35,6 +37,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from expunge.default_model import DEFAULT_MODEL, HOW_TO_GET, default_folder
 from expunge.disk import sync, writing
 from expunge.errors import UsageError, one_line
+from expunge.record import ModelEntry
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = ("*.safetensors",)
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 else:
     CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
 
+FOUR_BIT = "nf4"
+
 ModelSource = str | Path | nn.Module
 """How a user may give a model: by name, by folder, or as it is in memory."""
 
@@ -56,8 +61,9 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     quantization: Any = None,
+    device: torch.device | None = None,
 ) -> CausalModel:
-    """Load a causal language model, in evaluation mode, on the CPU.
+    """Load a causal language model, in evaluation mode, on the CPU unless it is quantised.
 
     Attention is eager where there is no accelerator (measured faster there), the model's default elsewhere.
 
@@ -66,20 +72,24 @@ def load_model(
             as a trainable `PeftModel`), `smollm2-135m`, a Hub id `org/name`.
         dtype: Of the weights. Training wants float32 whatever it computes in.
         trust_remote_code: Let a model run its own code.
-        quantization: A quantization configuration of transformers; the model then goes where it says.
+        quantization: A quantization configuration of transformers.
+        device: Where a quantised model goes; None lets transformers choose.
 
     Raises:
         UsageError: There is no such model, its files are damaged or incomplete, or it is not a causal model.
     """
     place = _resolve(source)
     if base := _adapter_base(place):
-        whole = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization)
+        whole = load_model(
+            base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization, device=device
+        )
         return _load_adapter(place, whole)
     _check_causal(_load_config(place, trust_remote_code), source)
     _refuse_pickles(place)
     _check_files(place, _WEIGHTS, "weights")
     options: dict[str, Any] = {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}
-    options |= {} if quantization is None else {"quantization_config": quantization}
+    if quantization is not None:
+        options |= {"quantization_config": quantization} | ({"device_map": {"": device}} if device else {})
     with _blaming(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -94,7 +104,57 @@ def load_model(
         found = f"{len(absent)} tensors are missing, {absent[0]} for one"
         raise UsageError(f"The weights of {source} must be complete; {found}. Copy or save the folder again.")
     _mend_generation_config(model)
+    if quantization is not None:
+        _keep_codes(model)
     return model
+
+
+def load_as(
+    source: str | Path, held: str, *, device: torch.device, trust_remote_code: bool = False
+) -> CausalModel:
+    """A model as it was held when a record was written of it: its weights then have the recorded hash.
+
+    Args:
+        source: As for `load_model`.
+        held: `ModelEntry.dtype`. What is no dtype of torch's is read as float32.
+        device: Where a model in 4 bits goes; any other stays on the CPU.
+        trust_remote_code: Let a model run its own code.
+
+    Raises:
+        UsageError: There is no such model, or bitsandbytes cannot hold it.
+    """
+    return load_model(
+        source,
+        dtype=getattr(torch, held, torch.float32),
+        trust_remote_code=trust_remote_code,
+        quantization=four_bit(device) if held == FOUR_BIT else None,
+        device=device,
+    )
+
+
+def four_bit(device: torch.device) -> Any:
+    """How to load a model in 4 bits for an adapter to train on (QLoRA).
+
+    Args:
+        device: Where it will stand.
+
+    Raises:
+        UsageError: bitsandbytes is not installed, or does not run there.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError("lora_4bit needs the package bitsandbytes: pip install 'expunge[qlora]'.")
+    able: set[str] = importlib.import_module("bitsandbytes").supported_torch_devices
+    if device.type not in able:
+        raise UsageError(
+            f"lora_4bit needs a device that bitsandbytes runs on ({', '.join(sorted(able))}); the run is on "
+            f"{device.type}. Leave it off: LoRA runs without."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -149,6 +209,22 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Pretr
     return config
 
 
+def model_entry(source: str, model: nn.Module) -> ModelEntry:
+    """A model as a record tells of it.
+
+    Args:
+        source: What it is called.
+        model: Its weights are hashed. What holds the matrices of its blocks in 4 bits is of dtype `nf4`.
+    """
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return ModelEntry(
+        source=source,
+        sha256=weights_hash(model),
+        parameters=parameter_count(model),
+        dtype=FOUR_BIT if getattr(model, "is_loaded_in_4bit", False) else dtype,
+    )
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and bytes of every tensor of the state, by name; tied ones once."""
     digest = hashlib.sha256()
@@ -163,6 +239,11 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, trained or frozen; tied ones once, those in 4 bits each for itself."""
+    return sum(_quantised(p).shape.numel() if _quantised(p) else p.numel() for p in model.parameters())
+
+
 def weights_norm(model: nn.Module) -> float:
     """‖θ‖₂ over all parameters, trained or frozen; of those in 4 bits as they are read.
 
@@ -174,7 +255,7 @@ def weights_norm(model: nn.Module) -> float:
 
 def _norm(name: str, parameter: nn.Parameter) -> float:
     values = parameter.detach()
-    if (state := getattr(parameter, "quant_state", None)) is not None:
+    if state := _quantised(parameter):
         values = importlib.import_module("bitsandbytes.functional").dequantize_4bit(values, state)
     if not values.is_floating_point():
         raise ValueError(
@@ -183,6 +264,11 @@ def _norm(name: str, parameter: nn.Parameter) -> float:
         )
     wide = torch.float32 if values.device.type == "mps" else torch.float64  # which has no float64
     return float(torch.linalg.vector_norm(values, dtype=wide))
+
+
+def _quantised(parameter: nn.Parameter) -> Any:
+    """How bitsandbytes holds a parameter in 4 bits (its `QuantState`); None for one that is plain."""
+    return getattr(parameter, "quant_state", None)
 
 
 def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -331,6 +417,17 @@ def _load_adapter(folder: Path | str, base: PreTrainedModel) -> CausalModel:
         model: CausalModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
         model.eval()
     return model
+
+
+def _keep_codes(model: nn.Module) -> None:
+    """Let no pass change how 4-bit weights are held.
+
+    In evaluation mode on a CPU with AVX512-BF16, bitsandbytes (0.50) packs them anew, in place, with coarser
+    scales, and only matrices of certain sizes; a training step afterwards passes no gradient through them.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            cast(Any, module).support_avx512bf16_for_cpu = False
 
 
 def _mend_generation_config(model: PreTrainedModel) -> None:

@@ -29,7 +29,7 @@ from expunge.factories import nearest
 from expunge.locks import exclusive
 from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
-from expunge.models import CausalModel, ModelSource, load_model, load_tokenizer, weights_hash
+from expunge.models import ModelSource, load_model, load_tokenizer, model_entry
 from expunge.progress import Reporter, Silent
 from expunge.record import DataEntry, Entry, ModelEntry, faults, write_atomically
 from expunge.records import Record, Records, check_disjoint, read_records
@@ -302,16 +302,7 @@ def _load(
     means = means_of(loaded, tokenizer, args)
     encoding = Encoding(options.template, means.limit)
     batch = 4096 if args.device.type == "cpu" else 32_768
-    return Reader(loaded, tokenizer, encoding, args.precision, batch), means, _entry(loaded, source)
-
-
-def _entry(model: CausalModel, source: str) -> ModelEntry:
-    return ModelEntry(
-        source=source,
-        sha256=weights_hash(model),
-        parameters=sum(p.numel() for p in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    return Reader(loaded, tokenizer, encoding, args.precision, batch), means, model_entry(source, loaded)
 
 
 def _generated(

@@ -14,7 +14,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
-from expunge.adapters import four_bit
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.harness import Harness
@@ -34,10 +33,11 @@ from expunge.models import (
     CausalModel,
     ModelSource,
     configured_context,
+    four_bit,
     load_model,
     load_tokenizer,
+    model_entry,
     save_model,
-    weights_hash,
 )
 from expunge.monitor import RunState
 from expunge.progress import Advance
@@ -148,11 +148,15 @@ class Run:
                 trust = self.options.trust_remote_code
                 tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
                 self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
-                quantization = four_bit() if self.args.lora_4bit and stage == "before" else None
-                narrow = self.args.lora_bf16 and stage == "before"
-                dtype = torch.bfloat16 if narrow else torch.float32
+                device, begins = self.args.device, stage == "before"
+                loaded = load_model(
+                    model,
+                    dtype=torch.bfloat16 if self.args.lora_bf16 and begins else torch.float32,
+                    trust_remote_code=trust,
+                    quantization=four_bit(device) if self.args.lora_4bit and begins else None,
+                    device=device,
+                )
                 source = str(model)
-                loaded = load_model(model, dtype=dtype, trust_remote_code=trust, quantization=quantization)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
@@ -214,12 +218,7 @@ class Run:
 
     def describe(self, stage: str, source: str, model: CausalModel) -> None:
         """Note where a model came from and the hash of its weights."""
-        self.models[stage] = ModelEntry(
-            source=source,
-            sha256=weights_hash(model),
-            parameters=sum(p.numel() for p in model.parameters()),
-            dtype=str(model.dtype).removeprefix("torch."),
-        )
+        self.models[stage] = model_entry(source, model)
 
     def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Have the model examined on all sets, and measure it beside the control, where that came first."""

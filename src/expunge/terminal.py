@@ -62,6 +62,7 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", module=r"torch|transformers|accelerate")
     logging.basicConfig(level=logging.WARNING, format="expunge: %(message)s")
     logging.getLogger("expunge").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses faster kernels
 
 
 def reporter(silent: bool) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
@@ -19,7 +18,7 @@ from expunge.errors import UsageError
 from expunge.file_hashes import differences
 from expunge.heap import give_back
 from expunge.methods import Method
-from expunge.models import CausalModel, load_model, weights_hash
+from expunge.models import CausalModel, load_as, weights_hash
 from expunge.monitor import RunState
 from expunge.record import RunRecord
 from expunge.runs import Run, data_entries
@@ -146,8 +145,8 @@ def written(run: Run, record: RunRecord) -> CausalModel:
     if record.files is not None and (found := next(iter(differences(place, record.files)), None)):
         name, why = found
         raise UsageError(f"{rule} {place / name} is {why}. Put it right, or give --overwrite to run again.")
-    dtype = getattr(torch, record.models["after"].dtype, torch.float32)
-    model = load_model(place, dtype=dtype, trust_remote_code=run.options.trust_remote_code)
+    held, trust = record.models["after"].dtype, run.options.trust_remote_code
+    model = load_as(place, held, device=run.args.device, trust_remote_code=trust)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
         raise UsageError(f"{rule} {place} is another. Give --overwrite to run again.")

@@ -21,7 +21,14 @@ from expunge.defences.defended import Defended
 from expunge.errors import UsageError
 from expunge.generation import Guarded
 from expunge.inference import model_context
-from expunge.models import ModelSource, configured_context, load_model, load_tokenizer, weights_hash
+from expunge.models import (
+    ModelSource,
+    configured_context,
+    load_model,
+    load_tokenizer,
+    model_entry,
+    weights_hash,
+)
 from expunge.record import ModelEntry
 from expunge.records import Record, Records
 
@@ -117,12 +124,7 @@ def load(
         model = place if isinstance(place, nn.Module) else load_model(place, trust_remote_code=trust)
         model.to(args.device)
         model.eval()
-        entries[role] = entry = ModelEntry(
-            source=source.called,
-            sha256=weights_hash(model),
-            parameters=sum(p.numel() for p in model.parameters()),
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        )
+        entries[role] = entry = model_entry(source.called, model)
         if source.sha256 and source.sha256 != entry.sha256:
             raise UsageError(
                 f"The {role} model must be the one of the run; the weights at {source.called} have changed "

@@ -1,0 +1,125 @@
+"""QLoRA: a base in 4 bits that stays as it is, and an adapter that trains on it, on a CPU."""
+
+from __future__ import annotations
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from torch import nn
+
+import conftest
+import expunge
+from expunge import UsageError
+from expunge.adapters import merge_adapter, prepare_trainable
+from expunge.arguments import UnlearningArguments
+from expunge.models import four_bit, load_model, parameter_count, weights_hash, weights_norm
+from expunge.record import write_record
+from expunge.verify import verify
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A model whose matrices have the sizes that kernels for 4 bits want."""
+    place = tmp_path_factory.mktemp("even")
+    conftest.build_model(hidden_size=64, intermediate_size=128).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def in_four_bits(folder) -> nn.Module:
+    return load_model(folder, quantization=four_bit(CPU), device=CPU)
+
+
+def codes(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights in 4 bits, by the name that they have without an adapter."""
+    named = {name: p for name, p in model.named_parameters() if hasattr(p, "quant_state")}
+    return {n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in named.items()}
+
+
+def adapted(model: nn.Module, folder) -> nn.Module:
+    """With an adapter that does something."""
+    args = UnlearningArguments(output_dir=str(folder / "unused"), use_cpu=True, lora_rank=2, seed=0)
+    model = prepare_trainable(model, args)
+    generator = torch.Generator().manual_seed(1)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape, generator=generator) / 10
+    return model
+
+
+def test_what_is_quantised_counts_and_measures_as_what_it_stands_for(folder):
+    plain, narrow = load_model(folder), in_four_bits(folder)
+    assert len(codes(narrow)) == 14
+    assert parameter_count(narrow) == parameter_count(plain) == sum(p.numel() for p in plain.parameters())
+    assert weights_norm(narrow) == pytest.approx(weights_norm(plain), rel=0.01)
+    for name, p in codes(narrow).items():
+        plain.get_parameter(name).data = dequantize_4bit(p.data, p.quant_state)
+    assert weights_norm(narrow) == pytest.approx(weights_norm(plain), rel=1e-6)
+
+
+def test_gradients_after_an_evaluation_are_those_of_the_dequantised_weights(folder):
+    plain, narrow = load_model(folder), in_four_bits(folder)
+    for name, p in codes(narrow).items():
+        plain.get_parameter(name).data = dequantize_4bit(p.data, p.quant_state)
+    before = weights_hash(narrow)
+    plain, narrow = adapted(plain, folder), adapted(narrow, folder)
+    gradients = []
+    for model in (plain, narrow):
+        with torch.no_grad():
+            model.eval()(input_ids=IDS)
+        model.train()(input_ids=IDS, labels=IDS).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, expected in gradients[0].items():  # the codes' products are in bf16
+        assert torch.linalg.norm(gradients[1][name] - expected) < 0.05 * torch.linalg.norm(expected), name
+    assert weights_hash(in_four_bits(folder)) == before
+    fresh = codes(in_four_bits(folder))
+    assert all(torch.equal(p, fresh[name]) for name, p in codes(narrow).items())
+
+
+def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
+    rows = conftest.rows()
+    result = expunge.unlearn(
+        str(folder), forget=rows[:6], retain=rows[6:], output=tmp_path / "run", lora_rank=2, lora_4bit=True,
+        lora_merge=False, template="none", seed=0, max_steps=3, check_every=0, rows=4, learning_rate=1e-3,
+    )  # fmt: skip
+    plain = load_model(folder)
+    record = result.record
+    assert len(record.history) == 3
+    assert record.models["before"].sha256 == weights_hash(in_four_bits(folder))
+    assert record.models["before"].parameters == parameter_count(plain)
+    assert record.models["before"].dtype == "nf4"
+    assert record.configuration["relative_sharpness"] > 0
+    fresh = codes(in_four_bits(folder))
+    assert all(torch.equal(p, fresh[name]) for name, p in codes(result.model).items())
+    second = [p for name, p in result.model.named_parameters() if "lora_B" in name]
+    assert len(second) == 14
+    assert all(bool(p.any()) for p in second)  # the first block's gradients came through the second's codes
+    saved = load_model(tmp_path / "run" / "model")
+    ours = dict(result.model.named_parameters())
+    assert all(torch.equal(p, ours[name]) for name, p in saved.named_parameters() if "lora_" in name)
+    with pytest.raises(ValueError, match="`lora_merge` must be False with 4-bit weights"):
+        merge_adapter(result.model)
+    verdicts = {finding.what: finding.verdict for finding in verify(tmp_path / "run")}
+    assert {verdicts["files of model/"], verdicts["model/ (after)"]} == {"verified"}
+    assert verdicts[f"model before ({folder})"] == "verified"
+    other = record.model_copy(
+        update={"models": {k: v.model_copy(update={"sha256": "0" * 64}) for k, v in record.models.items()}}
+    )
+    write_record(other, tmp_path / "run")  # as another device may round
+    verdicts = {finding.what: finding.verdict for finding in verify(tmp_path / "run")}
+    assert {verdicts["model/ (after)"], verdicts[f"model before ({folder})"]} == {"not checked"}
+
+
+def test_four_bits_need_bitsandbytes_and_a_device_it_runs_on(monkeypatch):
+    monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"xpu", "cuda"})
+    with pytest.raises(UsageError, match=r"runs on \(cuda, xpu\); the run is on cpu. Leave it off"):
+        four_bit(CPU)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs the package bitsandbytes: pip install 'expunge"):
+        four_bit(CPU)
