@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ import expunge
 from expunge import UsageError, api, cli, tables, terminal
 from expunge.comparison import merge, refresh
 from expunge.comparison_record import read_comparison, write_comparison
-from expunge.record import read_record
+from expunge.record import read_record, write_record
 from expunge.runs import Run
 from expunge.unlearner import Unlearner
 
@@ -126,8 +127,46 @@ def test_parts_that_ran_side_by_side_are_merged_into_the_same_comparison(
     expunge.compare(model_folder, methods=["npo"], output=other, **{**SETS, "forget": ROWS[:5]}, **QUICK)
     with pytest.raises(UsageError, match=f"the same data; that of {other} has another"):
         merge([*parts, other], tmp_path / "whole")
+    for number, (change, message) in enumerate(OTHERWISE):
+        unlike = tmp_path / f"unlike-{number}"
+        unlike.mkdir()
+        write_comparison(change(read_comparison(parts[1])), unlike)
+        with pytest.raises(UsageError, match=message):
+            merge([parts[0], unlike], tmp_path / "whole")
     with pytest.raises(ValueError, match="at least one"):
         merge([], tmp_path / "whole")
+
+
+def trials_with(found, **changes):
+    """A comparison whose trials were asked otherwise."""
+    return found.model_copy(update={"trials": [t.model_copy(update=changes) for t in found.trials]})
+
+
+OTHERWISE = [
+    (lambda found: trials_with(found, fixed={**QUICK, "max_steps": 4}), "max_steps is 3 elsewhere and 4 in"),
+    (lambda found: trials_with(found, evaluation_seed=1), "evaluation_seed is 0 elsewhere and 1 in"),
+    (lambda found: found.model_copy(update={"options": {"rows": 5}}), "must have the same --option"),
+    (lambda found: found.model_copy(update={"control": "retrained"}), "must have the same --reference"),
+]
+"""What parts must not differ in, and how they are refused."""
+
+
+def test_means_of_trials_that_were_given_different_things_say_so(study, tmp_path, no_pages):
+    import shutil
+
+    _found, folder, _ = study
+    shutil.copytree(folder, tmp_path / "out")
+    assert refresh(tmp_path / "out").notes == []
+    record = read_record(tmp_path / "out" / "ngdiff-seed1")
+    changed = record.configuration | {"sharpness": 0.0, "max_steps": 9}
+    write_record(record.model_copy(update={"configuration": changed}), tmp_path / "out" / "ngdiff-seed1")
+    notes = refresh(tmp_path / "out").notes
+    assert any(
+        re.fullmatch(r"The means of ngdiff are of .* differ in max_steps \(3, 9\)\.", n) for n in notes
+    )
+    assert any(re.search(r"of ngdiff are .* differ in sharpness \(0\.0\d+, 0\.0\)", n) for n in notes)
+    assert "Not all methods had the same max_steps (3, 9)." in notes
+    assert len(notes) == 3
 
 
 def test_a_second_call_runs_nothing_and_a_third_adds(study, model_folder, tmp_path, monkeypatch, no_pages):
@@ -150,6 +189,8 @@ def test_a_second_call_runs_nothing_and_a_third_adds(study, model_folder, tmp_pa
         ({"max_steps": 4}, "max_steps was 3 in"),
         ({"forget": ROWS[:5]}, "same data"),
         ({"seeds": [1, 0]}, "begin --seeds with 0"),
+        ({"seeds": [7]}, "begin --seeds with 0, .* got 7"),
+        ({"seeds": [7], "evaluation_seed": 0, "max_steps": 4}, "ngdiff-seed7 .* max_steps was 3 in"),
         ({"resume": False}, "Give --resume"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
             stands in it leaves the comparison, unless it is among `folders`.
 
     Raises:
-        UsageError: A folder holds no comparison, or the comparisons are of different things.
+        UsageError: A folder holds no comparison, or the comparisons are of different things or asked the same
+            of a method otherwise.
     """
     if not folders:
         raise ValueError("`folders` must hold at least one comparison; got none.")
@@ -147,6 +148,11 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
     for place, part in parts.items():
         _check_alike(part, whole, place)
         for entry in part.trials:
+            if unlike := _unlike(entry, trials.values()):
+                raise UsageError(
+                    f"Comparisons that are merged must ask {entry.name} with the same settings; {unlike[0]} "
+                    f"is {unlike[1]} elsewhere and {unlike[2]} in {place}. Leave one out."
+                )
             new = entry.name not in trials and place.resolve() != folder.resolve()
             if new and (place / entry.name).is_dir():
                 shutil.copytree(place / entry.name, folder / entry.name, dirs_exist_ok=True)
@@ -156,7 +162,7 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
 
 
 def _check_alike(part: Comparison, whole: Comparison, place: Path) -> None:
-    for what in ("benchmark", "source", "data", "forget_axis", "utility_axis"):
+    for what in (*_CALLED, "forget_axis", "utility_axis"):
         if getattr(part, what) != getattr(whole, what):
             raise UsageError(
                 f"Comparisons that are merged must have the same {_CALLED.get(what, 'metrics')}; that of "
@@ -285,9 +291,9 @@ def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Co
                 f"--resume must continue with the same {_CALLED[what]}; those of {folder} differ. "
                 "Choose another --output, or give --overwrite."
             )
-    old = {entry.name: entry for entry in known.trials}
     for entry in comparison.trials:
-        _check_asked(old.get(entry.name, entry), entry, folder)
+        _check_asked(known.trials, entry, folder)
+    old = {entry.name for entry in known.trials}
     new = [entry for entry in comparison.trials if entry.name not in old]
     return comparison.model_copy(update={"trials": [*known.trials, *new]})
 
@@ -301,21 +307,37 @@ _CALLED = {
 }
 
 
-def _check_asked(known: TrialEntry, entry: TrialEntry, folder: Path) -> None:
-    for settings in ("fixed", "varied"):
-        before, now = getattr(known, settings), getattr(entry, settings)
-        different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if different:
-            key = different[0]
-            raise UsageError(
-                f"--resume must ask {entry.name} with the same settings; {key} was {before.get(key)} in "
-                f"{folder} and is {now.get(key)} now. Give the same, another --output, or --overwrite."
-            )
-    if known.evaluation_seed != entry.evaluation_seed:
+def _check_asked(known: Sequence[TrialEntry], entry: TrialEntry, folder: Path) -> None:
+    """What a comparison holds already, and what is asked of it now, can stand in one table."""
+    if not (unlike := _unlike(entry, known)):
+        return
+    what, before, now = unlike
+    if what == "evaluation_seed":
         raise UsageError(
-            f"--resume must begin --seeds with {known.evaluation_seed}, the seed of the evaluations in "
-            f"{folder}; got {entry.evaluation_seed}."
+            f"--resume must begin --seeds with {before}, the seed of the evaluations in {folder}; got {now}."
         )
+    raise UsageError(
+        f"--resume must ask {entry.name} with the same settings; {what} was {before} in {folder} and is "
+        f"{now} now. Give the same, another --output, or --overwrite."
+    )
+
+
+def _unlike(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, Any] | None:
+    """A setting in which a trial differs from others that it is compared with, their value and its own.
+
+    All are evaluated with one seed; those of one method at one point of the grid share every setting.
+    """
+    for other in others:
+        if other.evaluation_seed != entry.evaluation_seed:
+            return "evaluation_seed", other.evaluation_seed, entry.evaluation_seed
+        same = (other.method, other.varied) == (entry.method, entry.varied)
+        if other.name != entry.name and not same:
+            continue
+        for before, now in ((other.fixed, entry.fixed), (other.varied, entry.varied)):
+            different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+            if different:
+                return different[0], before.get(different[0]), now.get(different[0])
+    return None
 
 
 def _check(trial: Trial, subject: Subject) -> None:

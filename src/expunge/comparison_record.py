@@ -206,7 +206,7 @@ def summarise(comparison: Comparison, records: Mapping[str, RunRecord]) -> Compa
             "reference": reference,
             "settings": settings,
             "methods": list(_methods(axes, settings, reference)),
-            "notes": list(_notes(comparison, known, axes, before)),
+            "notes": [*_notes(comparison, known, axes, before), *_unlike(settings, records)],
         }
     )
 
@@ -303,6 +303,9 @@ def _point(axes: tuple[Axis, Axis], setting: Setting) -> Point | None:
     return axes[0].cost(setting.forget.mean), axes[1].cost(setting.utility.mean)
 
 
+BUDGET = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "precision", "template")
+"""Settings that no method should have more of than another."""
+
 UNBOUNDED = frozenset({"nll", "privleak"})
 """Metrics whose values are not between 0 and 1."""
 
@@ -350,3 +353,23 @@ def _notes(
     unfinished = sum(trial.status in ("pending", "interrupted") for trial in comparison.trials)
     if unfinished:
         yield f"{unfinished} of {len(comparison.trials)} trials have not ended yet; --resume continues."
+
+
+def _unlike(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> Iterable[str]:
+    """What trials that one mean or one table is made of were not given alike."""
+    every = {name: record.configuration for name, record in records.items()}
+    for setting in settings:
+        mine = [every[name] for name in setting.trials if name in every]
+        what = f"{setting.method} {setting.varied}" if setting.varied else setting.method
+        for key in sorted({key for found in mine for key in found}):
+            if len(values := _values(mine, key)) > 1:
+                yield f"The means of {what} are of trials that differ in {key} ({', '.join(values)})."
+    varied = {key for setting in settings for key in setting.varied}
+    for key in BUDGET:
+        if key not in varied and len(values := _values(every.values(), key)) > 1:
+            yield f"Not all methods had the same {key} ({', '.join(values)})."
+
+
+def _values(configurations: Iterable[Mapping[str, Any]], key: str) -> list[str]:
+    """The values of a setting, each once, in the order met; one that is not there is its default."""
+    return list(dict.fromkeys(str(found.get(key, "as by default")) for found in configurations))
