@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 
 import conftest
 import engine_objectives as own
+from expunge import tables
 from expunge.arguments import UnlearningArguments
 from expunge.collate import collate, encode
-from expunge.methods import Method, grad_diff, ngdiff
+from expunge.methods import Method, grad_diff, ngdiff, npo
 from expunge.objectives import NLL, Ascent, Needs
 from expunge.observation import observe, token_logits
 from expunge.records import read_records
@@ -279,6 +280,40 @@ def test_an_adapter_that_was_trained_is_part_of_the_start(tokenizer, tmp_path):
     assert run.history[0].losses["divergence"] == pytest.approx(0.0, abs=1e-7)
 
 
+def test_another_run_on_the_same_model_and_rows_takes_what_the_reference_says_from_a_cache(
+    tokenizer, tmp_path, monkeypatch
+):
+    scored, original = [], tables.score
+    monkeypatch.setattr(tables, "score", lambda *w, **k: scored.append(len(w[1])) or original(*w, **k))
+
+    def facts(model, method, cache):
+        run = unlearner(tokenizer, tmp_path, method, model=model)
+        run.cache = cache
+        run._consult_reference(None)
+        return run.facts.values
+
+    def same(one, other):
+        assert one.keys() == other.keys()
+        for name in one:
+            for a, b in zip(one[name]["reference"], other[name]["reference"], strict=True):
+                assert a.dtype == b.dtype
+                assert (a == b).all()
+
+    kept, rows = tmp_path / "kept", len(FORGET)
+    model, changed = conftest.build_model(), conftest.build_model(seed=1)
+    plain = facts(model, npo(), None)
+    assert not kept.exists()
+    same(facts(model, npo(), kept), plain)
+    assert scored == [rows, rows]
+    same(facts(model, npo(beta=0.5), kept), plain)
+    assert scored == [rows, rows]  # nothing was asked again
+    other = facts(changed, npo(), kept)
+    assert scored == [rows, rows, rows]
+    assert any(
+        (a != b).any() for a, b in zip(*(f["forget"]["reference"] for f in (plain, other)), strict=True)
+    )
+
+
 def test_paired_rows_meet_in_every_batch(tokenizer, tmp_path):
     run = unlearner(tokenizer, tmp_path, own.preference(), max_steps=5, per_device_train_batch_size=3)
     prompts = {}
@@ -309,16 +344,13 @@ def test_a_pair_must_be_derived_from_what_is_read(tokenizer, tmp_path):
         unlearner(tokenizer, tmp_path, Method("m", (own.Preference(source="retain"),), Constant((1.0,))))
 
 
-@dataclass
+@dataclass(repr=False)
 class Remembering:
-    """Weights that grow with every observed step."""
+    """Weights that grow with every observed step; a plain class, whose `repr` holds its address."""
 
     needs_gramian = False
     steps: int = 0
     seen: tuple = ()
-
-    def __repr__(self):
-        return "Remembering()"
 
     def __call__(self, gramian, losses):
         return torch.tensor([1.0 + self.steps] * len(losses), dtype=torch.float64)

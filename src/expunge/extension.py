@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from expunge.errors import UsageError
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def names_object(text: str) -> bool:
@@ -50,6 +53,14 @@ def load_object(text: str, what: str, known: Iterable[str] = ()) -> Any:
         hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(names[:8]) or 'nothing'}."
         raise UsageError(f"{what} {text!r} must name something in {place}; {name!r} is not there. {hint}")
     return getattr(module, name)
+
+
+def described(value: object) -> str:
+    """The `repr` of what may be the user's own, the same in every process.
+
+    Python's own for a class without one says where the object lies in memory; that is left out.
+    """
+    return _ADDRESS.sub("", repr(value))
 
 
 def _run_file(path: Path, what: str) -> ModuleType:

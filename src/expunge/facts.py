@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from expunge import tables
 from expunge.collate import Encoded
 from expunge.methods import Method
 from expunge.observation import REFERENCE, selection
 from expunge.references import cached_sources
-from expunge.scoring import score
 from expunge.selectors import Responses, select
 
 FACTS_FILE = "expunge_facts.safetensors"
@@ -82,7 +82,11 @@ def needs_facts(method: Method) -> bool:
 
 
 def compute_facts(
-    method: Method, encoded: Mapping[str, Sequence[Encoded]], means: Responses, ranks: Ranks
+    method: Method,
+    encoded: Mapping[str, Sequence[Encoded]],
+    means: Responses,
+    ranks: Ranks,
+    cache: Path | None = None,
 ) -> TokenFacts:
     """What the objectives of a method ask to know of their tokens.
 
@@ -91,11 +95,13 @@ def compute_facts(
         encoded: Data set -> rows.
         means: Model and tokenizer at the start of the run; its own rows are not read.
         ranks: Every rank runs selectors on its share of the rows.
+        cache: Folder of earlier results (see `table_cache`): another run on the same model and rows takes
+            their log-probabilities from there.
     """
     facts = TokenFacts()
     for name in cached_sources(method):
         if REFERENCE not in facts.values.get(name, {}):  # the scored pass divides its rows by itself
-            facts.values.setdefault(name, {})[REFERENCE] = _log_probs(encoded[name], means)
+            facts.values.setdefault(name, {})[REFERENCE] = _log_probs(encoded[name], means, cache)
     for objective in method.objectives:
         name, rule = objective.source, objective.needs.selector
         if rule is not None:
@@ -119,9 +125,11 @@ def _enter(
     facts.values.setdefault(name, {})[key] = list(ranks.gather(found))
 
 
-def _log_probs(rows: Sequence[Encoded], means: Responses) -> Part:
+def _log_probs(rows: Sequence[Encoded], means: Responses, cache: Path | None) -> Part:
     wide = any(str(p.dtype) == "torch.float64" for p in means.model.parameters())
-    scores = score(means.model, rows, pad_id=means.pad_id, precision=means.precision)
+    parts = {"rows": tables.Part(rows)}
+    asked = tables.examine(means.model, means.tokenizer, parts, precision=means.precision, cache=cache)
+    scores = asked["rows"].scores
     return [s.log_probs if wide else s.log_probs.astype(np.float32) for s in scores]
 
 

@@ -20,6 +20,7 @@ from expunge.collate import Encoded
 from expunge.companions import accompany
 from expunge.defences.hardening import Hardening
 from expunge.derived import RULES, Derived, Means, derive, is_derived, is_forget
+from expunge.extension import described
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import model_context
@@ -79,7 +80,7 @@ def complete(
             f"method {method.name!r} reads {method.sources}; missing: `{lacking[0]}_dataset`. "
             "Give it, or choose a method that does not read it."
         )
-    for name in {*given} & {*RULES}:
+    for name in {*given} & {*RULES} if "forget" in given else ():
         if len(given[name]) != len(given["forget"]):
             raise ValueError(
                 f"`derived_datasets[{name!r}]` must have one row per forget row ({len(given['forget'])}); "
@@ -242,7 +243,7 @@ def fingerprint(
     model: nn.Module,
 ) -> str:
     """Identifies data, method, settings and, where it is read again, the model at the start."""
-    digest = hashlib.sha256(repr((method, processes)).encode())
+    digest = hashlib.sha256(described((method, processes)).encode())
     where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
     plain: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
     settings = {key: value for key, value in plain.items() if key not in where}

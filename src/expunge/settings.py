@@ -18,7 +18,7 @@ from expunge import output
 from expunge.arguments import UnlearningArguments
 from expunge.derived import is_forget
 from expunge.errors import UsageError
-from expunge.extension import load_object, names_object
+from expunge.extension import described, load_object, names_object
 from expunge.factories import nearest, typed
 from expunge.material import hardening_of
 from expunge.methods import METHODS, Method
@@ -81,7 +81,7 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
         if key in rest:
             chosen = rest.pop(key)
             parts[key] = _part(key, chosen, known, kind)
-            names.append(str(chosen).rpartition(":")[2] if isinstance(chosen, str) else repr(chosen))
+            names.append(str(chosen).rpartition(":")[2] if isinstance(chosen, str) else described(chosen))
     if not parts:
         return method, rest
     try:
@@ -215,7 +215,7 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         for f in dataclasses.fields(UnlearningArguments)
         if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
     ]
-    further: dict[str, Any] = {"merge": repr(method.merge)} if method.merge else {}
+    further: dict[str, Any] = {"merge": described(method.merge)} if method.merge else {}
     if any(is_forget(source) for source in method.sources):
         further["sharpness"] = hardening_of(method, args, norm).sharpness
         if args.sharpness is None and further["sharpness"]:
@@ -226,8 +226,8 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         | {
             "precision": args.precision,
             "objectives": [objective.name for objective in method.objectives],
-            "weighting": repr(method.weighting),
-            "step_size": repr(method.step_size) if method.step_size else "schedule",
+            "weighting": described(method.weighting),
+            "step_size": described(method.step_size) if method.step_size else "schedule",
             "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
         }
     )

@@ -69,6 +69,7 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
         )
     except ValueError as error:
         raise UsageError(f"This run cannot start: {error}") from error
+    unlearner.cache = run.options.cache
     unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
     unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
     if (checkpoint := _checkpoint(run)) is not None:

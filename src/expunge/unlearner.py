@@ -65,6 +65,10 @@ class Unlearner(WholeCheckpoints):
             part of the parameters at a time, and `.grad` is None after it. Hooks on the optimizer's own
             step prevent that.
 
+    Attributes:
+        cache: Folder where what the reference says is kept for other runs on the same model and records
+            (see `expunge.table_cache`); set it before training.
+
     Raises:
         ValueError: A data set that the method reads is missing; weights are not fp32; fp16 compute is
             asked for; an objective needs what the model cannot give; a checkpoint belongs to another run.
@@ -108,6 +112,7 @@ class Unlearner(WholeCheckpoints):
         self.model_accepts_loss_kwargs = False
         self.trained = model
         self.facts: TokenFacts | None = None
+        self.cache: Path | None = None
         self.peers = Peers(self.accelerator, self.args.device)
         self.monitor = self._make_monitor()
         self.remove_callback(PrinterCallback)
@@ -200,7 +205,7 @@ class Unlearner(WholeCheckpoints):
         if self.facts is None:
             means = Responses([], self.tokenizer, self.trained, self.pad_id, self.args.precision)
             own = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.peers.join)
-            self.facts = compute_facts(self.method, self.encoded, means, own)
+            self.facts = compute_facts(self.method, self.encoded, means, own, self.cache)
         if live_sources(self.method) and self.descent.reference is None:
             self.descent.reference = LiveReference(self.trained, self.args.precision)
         if self.monitor.phases and not self.monitor.phases.start:
