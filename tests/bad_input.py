@@ -286,6 +286,10 @@ KINDS: dict[str, Kind] = {
     "rank negative": setting("lora_rank=-1"),
     "DoRA without rank": setting("lora_dora=true"),
     "4 bits merged": lambda world, word: world.run("--set", "lora_rank=2", "--set", "lora_4bit=true"),
+    "adapter on nothing": lambda world, word: world.run(
+        "--set", "lora_rank=2", "--set", f"lora_targets=x{word}"
+    ),
+    "blocks beyond the model": setting("train_last=99"),
     "blocks negative": setting("train_last=-1"),
     "template unknown": lambda world, word: world.run(template=f"x{word}"),
     "seed a word": lambda world, word: world.run("--seed", f"x{word}"),

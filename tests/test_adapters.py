@@ -143,6 +143,13 @@ def test_a_second_adapter_is_refused(tmp_path):
         prepare_trainable(model, arguments(tmp_path, lora_rank=2))
 
 
+def test_targets_are_looked_for_before_the_model_writes_answers(model_folder, monkeypatch):
+    monkeypatch.setattr("expunge.runs.complete", lambda *_: pytest.fail("answers were written"))
+    sets, wrong = {"forget": FORGET, "retain": RETAIN}, {"lora_rank": 2, "lora_targets": "q_prj"}
+    with pytest.raises(expunge.UsageError, match=r"cannot start: `lora_targets` must name .* mean q_proj"):
+        expunge.unlearn(model_folder, **sets, method="alt-po", **(QUICK | wrong))
+
+
 def test_a_run_with_an_adapter_saves_it_merged_or_alone(model_folder, tmp_path):
     quick = QUICK | {"evaluate": False, "lora_rank": 2, "rows": 4}
     sets = {"forget": FORGET, "retain": RETAIN}

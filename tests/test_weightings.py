@@ -416,11 +416,18 @@ def test_random_choices_are_the_same_everywhere_and_leave_the_run_alone(name):
     assert first[0] != first[1]
 
 
-@pytest.mark.parametrize("name", [n for n in MAKE if n not in ("constant", "normalized", "loss-normalized")])
+STATELESS = {"constant", "normalized", "loss-normalized", "bi-level", "min-norm"}
+"""Weightings whose next weights do not depend on earlier steps; all others keep a state."""
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_remembers_steps_says_so(name):
+    assert isinstance(weighting_of(name, 3), Stateful) == (name not in STATELESS)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name not in STATELESS])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_stateful_weightings_resume_exactly(name):
-    if not isinstance(weighting_of(name, 3), Stateful):
-        return
     steps = [contracts.jacobian(seed, 3, 12, 3, 0.01) for seed in range(8)]
     contracts.assert_resumes(lambda: weighting_of(name, 3), steps)
 

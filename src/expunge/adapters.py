@@ -41,6 +41,17 @@ def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
     return model
 
 
+def check_trainable(model: nn.Module, args: UnlearningArguments) -> None:
+    """Refuse blocks and targets that a model does not have; nothing is changed.
+
+    Raises:
+        ValueError: Targets match nothing, or there are fewer blocks.
+    """
+    _first_trained(model, args.train_last)
+    if args.lora_rank and not hasattr(model, "peft_config"):
+        _targets(model, args.lora_targets)
+
+
 def merge_adapter(model: nn.Module) -> nn.Module:
     """The plain model with the adapter's change added to its weights.
 

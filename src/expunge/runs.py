@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
+from expunge.adapters import check_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.benchmarks.benchmark import Benchmark, Measured
 from expunge.benchmarks.harness import Harness
@@ -168,8 +169,12 @@ class Run:
         They are kept beside the checkpoints once all input is accepted, so that both end together.
 
         Raises:
-            UsageError: A data set could not be made.
+            UsageError: A data set could not be made, or what is to be trained is not there.
         """
+        try:
+            check_trainable(model, self.args)  # before the model writes answers, which may take long
+        except ValueError as error:
+            raise UsageError(f"This run cannot start: {error}") from error
         wanted = [name for name in recipe.sources if name not in self.sets]
         store = self.folder / output.CHECKPOINTS / "derived" if self.folder else None
         args = self.args

@@ -57,13 +57,14 @@ def pdu(
 
     The weight of the retain NLL is its dual variable,
     $\lambda \leftarrow \max(0, \lambda + \rho (L_R - \varepsilon))$ once per optimizer step. Defaults are
-    the authors' for TOFU. Choose ε somewhat above the retain loss before unlearning.
+    the authors' for TOFU but for the warm-up, which they give in epochs. Choose ε somewhat above the retain
+    loss before unlearning.
 
     Args:
         bound: ε, nats per token.
         retain_weight: λ at the start, non-negative; large, since the forget loss is a squared logit.
         rate: ρ, positive.
-        warmup: Steps before the first move of λ; the authors wait for five epochs.
+        warmup: Steps before the first move of λ; the authors wait for five epochs of the forget set.
         tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
