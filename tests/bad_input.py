@@ -289,6 +289,7 @@ KINDS: dict[str, Kind] = {
     "adapter on nothing": lambda world, word: world.run(
         "--set", "lora_rank=2", "--set", f"lora_targets=x{word}"
     ),
+    "parameters of no name": setting("train_only=xWORD"),
     "blocks beyond the model": setting("train_last=99"),
     "blocks negative": setting("train_last=-1"),
     "template unknown": lambda world, word: world.run(template=f"x{word}"),

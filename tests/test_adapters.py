@@ -13,7 +13,7 @@ import engine_objectives as own
 import expunge
 from expunge.adapters import prepare_trainable
 from expunge.arguments import UnlearningArguments
-from expunge.methods import fine_tune, ngdiff
+from expunge.methods import fine_tune, ngdiff, rmu
 from expunge.models import load_model
 from expunge.unlearner import Unlearner
 
@@ -105,9 +105,25 @@ def test_only_the_last_blocks_train(tmp_path):
     assert all(name.startswith("model.layers.1.") for name in names)
 
 
+def test_parameters_train_by_name(tokenizer, tmp_path):
+    """As RMU's authors train: the MLP outputs of some layers alone."""
+    settings = {"train_only": r"layers\.[1-9]\.mlp\.down_proj", "learning_rate": 1e-2}
+    run = Unlearner(
+        conftest.build_model(), arguments(tmp_path, **settings), rmu(layer=2), tokenizer, FORGET, RETAIN
+    )
+    run.train()
+    before = dict(conftest.build_model().named_parameters())
+    changed = {name for name, p in run.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == trained(run.model) == {"model.layers.1.mlp.down_proj.weight"}
+
+
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
+        (
+            {"train_only": "down_prj"},
+            r"found in the name .* 'down_prj' is in none. They are named like model\.",
+        ),
         ({"lora_rank": 2, "lora_targets": "q_prj"}, "must name modules .* got 'q_prj'. Did you mean q_proj"),
         ({"lora_rank": 2, "lora_targets": ","}, "must name modules"),
         ({"train_last": 3}, "at most the model's 2 blocks; got 3"),
@@ -128,6 +144,9 @@ def test_what_matches_nothing_is_refused_before_training(tokenizer, tmp_path, se
     ("settings", "rule"),
     [
         ({"lora_rank": -1}, "must be at least 0"),
+        ({"train_only": "mlp", "lora_rank": 2}, "`train_only` must be left out with `lora_rank`"),
+        ({"train_only": "mlp", "train_last": 1}, "`train_only` must be left out"),
+        ({"train_only": "mlp("}, r"must be a regular expression; got 'mlp\('"),
         ({"lora_dora": True}, "need a `lora_rank`"),
         ({"lora_4bit": True, "lora_rank": 2}, "`lora_merge` must be False"),
     ],

@@ -43,7 +43,9 @@ def arguments(tmp_path, **settings) -> UnlearningArguments:
     return UnlearningArguments(output_dir=str(tmp_path), use_cpu=True, **{"bf16": True} | settings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}, {"train_last": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_rank": 4}, {"train_last": 1}, {"train_only": "mlp"}], ids=str
+)
 def test_counts_are_those_of_the_real_model(settings, tmp_path):
     args = arguments(tmp_path, **settings)
     model = build_model()

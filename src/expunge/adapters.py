@@ -1,4 +1,4 @@
-"""What of a model trains: all of it, its last blocks, or a LoRA or DoRA adapter on top.
+"""What of a model trains: all of it, its last blocks, parameters by name, or a LoRA or DoRA adapter on top.
 
 Knows a model and settings; `peft` (the extra `lora`) is imported where an adapter is asked for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
+import re
 from typing import Any, cast
 
 import torch
@@ -25,10 +25,11 @@ def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
 
     Args:
         model: A causal language model.
-        args: `lora_rank`, `lora_alpha`, `lora_targets`, `lora_dora`, `train_last`.
+        args: `lora_rank`, `lora_alpha`, `lora_targets`, `lora_dora`, `train_last`, `train_only`.
 
     Raises:
-        ValueError: The model already has an adapter, targets match nothing, or there are fewer blocks.
+        ValueError: The model already has an adapter, targets or names match nothing, or there are fewer
+            blocks.
         UsageError: peft is not installed.
     """
     first = _first_trained(model, args.train_last)
@@ -38,16 +39,21 @@ def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
         model.requires_grad_(False)
         for block in blocks(model)[first:]:
             block.requires_grad_(True)
+    if args.train_only:
+        chosen = _named(model, args.train_only)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
     return model
 
 
 def check_trainable(model: nn.Module, args: UnlearningArguments) -> None:
-    """Refuse blocks and targets that a model does not have; nothing is changed.
+    """Refuse blocks, parameters and targets that a model does not have; nothing is changed.
 
     Raises:
-        ValueError: Targets match nothing, or there are fewer blocks.
+        ValueError: Targets or names match nothing, or there are fewer blocks.
     """
     _first_trained(model, args.train_last)
+    _named(model, args.train_only)
     if args.lora_rank and not hasattr(model, "peft_config"):
         _targets(model, args.lora_targets)
 
@@ -72,6 +78,18 @@ def _first_trained(model: nn.Module, last: int) -> int:
     if last > count:
         raise ValueError(f"`train_last` must be at most the model's {count} blocks; got {last}.")
     return count - last
+
+
+def _named(model: nn.Module, pattern: str) -> set[str]:
+    """Names of the parameters that a pattern is found in."""
+    names = [name for name, _ in model.named_parameters()]
+    chosen = {name for name in names if re.search(pattern, name)}
+    if not chosen:
+        raise ValueError(
+            f"`train_only` must be found in the name of a parameter; {pattern!r} is in none. "
+            f"They are named like {names[len(names) // 2]}."
+        )
+    return chosen
 
 
 def _add_adapter(model: nn.Module, args: UnlearningArguments, first: int) -> nn.Module:

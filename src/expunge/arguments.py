@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -30,7 +31,7 @@ def bf16_pays() -> bool:
 
 @dataclass
 class UnlearningArguments(TrainingArguments):
-    """Settings of a run.
+    r"""Settings of a run.
 
     Differences from `TrainingArguments`: a step limit always exists, the batch size counts rows *per
     data set*, gradients are not clipped (a normalised direction has its length already), and compute
@@ -58,6 +59,8 @@ class UnlearningArguments(TrainingArguments):
         lora_4bit: Load the base in 4 bits (QLoRA); needs bitsandbytes, a device it runs on, and no merging.
         lora_bf16: Load the frozen base in bf16, half its memory (no merging: bf16 cannot hold the change).
         train_last: Train this many of the last blocks only; 0 trains all.
+        train_only: Train parameters alone in whose name this regular expression is found, such as
+            `layers\.[5-7]\.mlp\.down_proj`; empty trains all.
         refusals: Text file with one refusal a line for methods that read `idk`; None: built-in ones.
         update: `plain` is what the optimizer makes of the gradient; `sign` its sign, η on every coordinate;
             `zeroth-order` estimates gradients from losses along random directions, without backward passes,
@@ -112,6 +115,7 @@ class UnlearningArguments(TrainingArguments):
     lora_4bit: bool = False
     lora_bf16: bool = False
     train_last: int = 0
+    train_only: str = ""
     refusals: str | None = None
     update: UPDATES = "plain"
     zeroth_queries: int = 8
@@ -206,6 +210,14 @@ class UnlearningArguments(TrainingArguments):
         return "bf16" if self.bf16 else "fp32"
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
     (
         lambda given: given.max_steps >= 1,
@@ -249,6 +261,15 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
         lambda given: given.lora_rank >= 0 and given.train_last >= 0 and given.self_retain >= 0,
         "`lora_rank`, `train_last` and `self_retain` must be at least 0; "
         "got {lora_rank}, {train_last}, {self_retain}.",
+    ),
+    (
+        lambda given: not (given.train_only and (given.lora_rank or given.train_last)),
+        "`train_only` must be left out with `lora_rank` or `train_last`, which say what trains, too; "
+        "got {train_only!r}. Leave one of them out.",
+    ),
+    (
+        lambda given: _is_pattern(given.train_only),
+        "`train_only` must be a regular expression; got {train_only!r}, which is none.",
     ),
     (
         lambda given: given.update in get_args(UPDATES),

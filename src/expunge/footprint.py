@@ -24,7 +24,7 @@ from expunge.arguments import UnlearningArguments
 from expunge.hidden import blocks as blocks_of
 from expunge.logits import output_embedding
 
-_READ = ("bf16", "lora_rank", "lora_targets", "lora_dora", "lora_bf16", "train_last")
+_READ = ("bf16", "lora_rank", "lora_targets", "lora_dora", "lora_bf16", "train_last", "train_only")
 """Settings that a trace depends on."""
 
 _known: dict[tuple[object, ...], tuple[int, int]] = {}
@@ -49,6 +49,7 @@ class Sizes:
         frozen_linear: See `frozen`.
         embedding: Elements of the input embedding.
         head: Elements of the output embedding; the same ones where tied.
+        head_trains: Whether these train.
         tied: Whether both are one.
         largest: Elements of the largest tensor that trains.
         block: Elements of one block.
@@ -61,6 +62,7 @@ class Sizes:
     frozen_linear: int
     embedding: int
     head: int
+    head_trains: bool
     tied: bool
     largest: int
     block: int
@@ -117,6 +119,7 @@ def _count(config: PretrainedConfig, args: UnlearningArguments) -> Sizes:
         frozen_linear=sum(w.numel() for w in matrices.values() if w is not head and not w.requires_grad),
         embedding=body.numel(),
         head=head.numel(),  # type: ignore[operator]
+        head_trains=bool(head.requires_grad),
         tied=head is body,
         largest=max((p.numel() for p in trained), default=0),
         block=(whole - rest) // count,

@@ -366,7 +366,7 @@ def _logits(request: Request) -> int:
 
 def _head_gradient(request: Request, counted: Sizes) -> int:
     """The output embedding's gradient exists before any other, in the compute precision and in fp32."""
-    if request.args.lora_rank or request.args.train_last:
+    if not counted.head_trains:
         return 0
     return counted.head * (4 + (2 if request.args.bf16 else 0))
 

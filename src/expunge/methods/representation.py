@@ -19,7 +19,8 @@ def rmu(
 
     The stream of forget responses is steered to a fixed random direction u, that of retain responses is
     held. Defaults are the paper's for Zephyr-7B, whose layer 7 is counted from 0: 8 blocks. There the
-    MLP outputs of layers 5 to 7 alone are trained; here, whatever parameters the run trains.
+    MLP outputs of layers 5 to 7 alone are trained, as by `train_only=layers\.[5-7]\.mlp\.down_proj`;
+    here, whatever parameters the run trains.
 
     Args:
         layer: Blocks after which the stream is read; negative from the end.
