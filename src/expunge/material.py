@@ -19,7 +19,7 @@ from expunge.batching import Rows, RowStream
 from expunge.collate import Encoded
 from expunge.companions import accompany
 from expunge.defences.hardening import Hardening
-from expunge.derived import RULES, Derived, Means, derive, is_derived, is_forget
+from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.extension import described
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
@@ -169,12 +169,11 @@ def hardening_of(method: Method, args: UnlearningArguments, norm: float = 1.0) -
     """Adversaries that the forget objectives face: what settings say, or the method's own sharpness.
 
     Args:
-        method: None of its objectives may read forget records; then there are none.
+        method: One that reads no forget records has none.
         args: Settings.
         norm: ‖θ‖₂ of the model (`models.weights_norm`). Whether there is an adversary does not depend on it.
     """
-    reads = any(is_forget(objective.source) for objective in method.objectives)
-    return args.hardening(method.relative_sharpness * norm) if reads else Hardening()
+    return args.hardening(method.relative_sharpness * norm) if method.forgets else Hardening()
 
 
 def norm_wanted(method: Method, args: UnlearningArguments, model: nn.Module) -> float:

@@ -73,10 +73,10 @@ class Request:
     @property
     def separate(self) -> bool:
         """Whether steps take a backward pass per objective (some, for the log, with constant weights)."""
-        return self.each or self.args.diagnose_every > 0
+        return self.always_separate or self.args.diagnose_every > 0
 
     @property
-    def each(self) -> bool:
+    def always_separate(self) -> bool:
         """Whether every step takes a backward pass per objective."""
         return self.method.weighting.needs_gramian or bool(self.hardening)
 
@@ -86,7 +86,7 @@ class Request:
         return hardening_of(self.method, self.args)
 
     @property
-    def again(self) -> bool:
+    def second_gradient(self) -> bool:
         """Whether a gradient is taken anew, sharpness-aware, while the last objective's stands whole."""
         early = self.method.objectives[:-1]
         return bool(self.hardening.sharpness) and any(is_forget(objective.source) for objective in early)
@@ -234,7 +234,7 @@ def moments(request: Request, counted: Sizes) -> dict[str, dict[str, int]]:
     }
     copies = {"cast weights": 0 if args.gradient_checkpointing and args.lora_rank else traced.copies}
     aside = {"copy of the weights for sharpness": trained if request.hardening.sharpness else 0}
-    standing = trained + waiting - _waiting(request, trained) if request.again else waiting
+    standing = trained + waiting - _waiting(request, trained) if request.second_gradient else waiting
     line = method.step_size is not None
     update = kept | {"gradients": trained + waiting}
     return {
@@ -312,7 +312,7 @@ def _passes(request: Request) -> list[int]:
     """Rows of each forward pass whose graph is alive by itself."""
     rows = request.args.per_device_train_batch_size
     whole = {name for objective in request.method.objectives for name in sources_of(objective)}
-    if not request.each:
+    if not request.always_separate:
         return [rows * len(whole)]
     return [rows * len(sources_of(objective)) for objective in request.method.objectives]
 
@@ -426,7 +426,7 @@ def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     backward = 2 if args.lora_rank else 4
     again = 2 if args.gradient_checkpointing else 0
     reads = sum(_looks(request, objective) * len(sources_of(objective)) for objective in method.objectives)
-    passes = reads / len(method.sources) if request.each else 1.0
+    passes = reads / len(method.sources) if request.always_separate else 1.0
     if method.weighting.needs_gramian and args.refresh_every > 1:
         passes = 1.0 + (passes - 1.0) / args.refresh_every
     asked = sum(_reference_passes(request, name) for name in live_sources(method))

@@ -93,7 +93,7 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
 def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
     """The objectives, those that read forget records on chosen tokens alone."""
     find_selector(selector)
-    if not any(is_forget(one.source) for one in method.objectives):
+    if not method.forgets:
         raise UsageError(
             f"--set selector needs an objective on forget records; method {method.name} has none. "
             "Leave it out."
@@ -216,7 +216,7 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
     ]
     further: dict[str, Any] = {"merge": described(method.merge)} if method.merge else {}
-    if any(is_forget(source) for source in method.sources):
+    if method.forgets:
         further["sharpness"] = hardening_of(method, args, norm).sharpness
         if args.sharpness is None and further["sharpness"]:
             further["relative_sharpness"] = method.relative_sharpness

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
 from expunge.callbacks import Ticker
-from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.file_hashes import differences
 from expunge.heap import give_back
@@ -77,7 +76,7 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
             unlearner.monitor.load(checkpoint)
         except ValueError as error:
             raise UsageError(f"--resume cannot continue this run: {error}") from None
-    if any(map(is_forget, recipe.sources)) and unlearner.monitor.check is None:
+    if recipe.forgets and unlearner.monitor.check is None:
         run.notes.append("There was no control to compare the forget records with: only limits end this run.")
     run.norm = unlearner.norm
     run.notes += [note for note in unlearner.notes if note not in run.notes]

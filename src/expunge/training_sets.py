@@ -17,7 +17,7 @@ from expunge.arguments import UnlearningArguments
 from expunge.batching import Draws, Facts, Sources
 from expunge.collate import Encoded, Encoding, collate
 from expunge.companions import join_rows, joined
-from expunge.derived import is_derived, is_forget
+from expunge.derived import is_derived
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.inference import model_context
 from expunge.methods import Method
@@ -110,7 +110,7 @@ class TrainingSets:
 
     def check(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ForgetCheck | None:
         """The look at the forget records; None where the method reads none, or nothing compares with them."""
-        if not any(map(is_forget, self.method.sources)):
+        if not self.method.forgets:
             return None
         args = self.args
         encoding = Encoding(args.template, args.max_length or self.context)

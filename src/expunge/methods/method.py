@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from expunge.derived import is_forget
 from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
@@ -97,6 +98,11 @@ class Method:
         if self.merge and self.budget:
             read.append(("retain", None))
         return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
+
+    @property
+    def forgets(self) -> bool:
+        """Whether forget records are read, or what is derived from them."""
+        return any(map(is_forget, self.sources))
 
 
 def guard(tolerance: float) -> RetainBudget:
