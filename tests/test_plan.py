@@ -216,6 +216,11 @@ def test_the_verb_answers_from_a_configuration_alone(model_folder, tmp_path, cap
     found = json.loads(capsys.readouterr().out)
     assert found["plan"]["fits"]
     assert found["plan"]["peak"] == sum(found["plan"]["parts"].values())
+    assert found["plan"]["notes"] == []
+    with pytest.raises(SystemExit):
+        app([*words, "--set", "refresh_every=4"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert found.count("refresh_every=4 leaves no room for the sharpness that ngdiff has by itself") == 1
 
 
 def test_an_unknown_kind_is_answered_with_the_nearest(model_folder):

@@ -190,7 +190,7 @@ def left_out(method: Method, args: UnlearningArguments) -> list[str]:
         return []
     return [
         f"{args.sharpness_excluded_by} leaves no room for the sharpness that {method.name} has by itself; "
-        "records were forgotten without it."
+        "it forgets without."
     ]
 
 

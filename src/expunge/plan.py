@@ -20,7 +20,7 @@ from expunge.defences.hardening import Hardening
 from expunge.derived import is_forget
 from expunge.footprint import Saved, Shape, Sizes, saved, sizes
 from expunge.hardware import HEADROOM, UTILISATION, Device
-from expunge.material import hardening_of
+from expunge.material import hardening_of, left_out
 from expunge.methods import Method
 from expunge.objectives import Objective
 from expunge.objectives._chunks import ELEMENTS
@@ -103,6 +103,7 @@ class Plan:
         seconds: Of all optimizer steps, measurements left out; None for a CPU.
         capacity: Bytes that a rank has for the run; None for a CPU.
         changes: Settings that differ from those asked for.
+        notes: What its settings leave out of the method.
     """
 
     parts: dict[str, int]
@@ -111,6 +112,7 @@ class Plan:
     seconds: float | None
     capacity: int | None
     changes: dict[str, Any]
+    notes: list[str]
 
     @property
     def peak(self) -> int:
@@ -143,6 +145,7 @@ def plan(request: Request, changes: dict[str, Any] | None = None) -> Plan:
         seconds=None if rate is None else step * request.args.max_steps / rate,
         capacity=None if request.device is None else int(request.device.memory * HEADROOM),
         changes=changes or {},
+        notes=left_out(request.method, request.args),
     )
 
 

@@ -67,7 +67,7 @@ def _table(found: Any) -> Table:
 def _sentences(asked: Any, better: Any) -> list[str]:
     from expunge.hardware import UTILISATION
 
-    lines = [f"The peak is at: {asked.moment}."]
+    lines = [*asked.notes, f"The peak is at: {asked.moment}."]
     if asked.capacity is not None:
         verdict = "fits" if asked.fits else "does not fit"
         lines.append(f"It {verdict} into {_gigabytes(asked.capacity)} (what a rank has for the run).")
