@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import conftest
 import expunge
@@ -14,6 +15,7 @@ from expunge.methods.difference import fine_tune
 from expunge.record import read_record
 from expunge.settings import resolve_method
 from expunge.terminal import guarded
+from expunge.weightings import WEIGHTINGS, Stateful, weighting_for
 
 ROWS = conftest.rows()
 FORGET, RETAIN = ROWS[:6], ROWS[6:]
@@ -198,11 +200,47 @@ def test_any_recipe_goes_with_any_weighting_and_step_size_by_name(mine, model_fo
         assert forget.endswith("@content-words") == ("selector" in settings)
 
 
+def refused(method: str, weighting: str) -> str:
+    """Why a weighting does not go with a recipe; nothing where it does."""
+    plain = METHODS[method]()
+    count = len(plain.objectives)
+    if weighting == "dual-ascent":
+        return "needs no arguments; dual-ascent"
+    if count < {"bi-level": 2, "krum": 3}.get(weighting, 1):
+        return f"as many objectives as there are \\({count}\\)"
+    if plain.merge and isinstance(weighting_for(weighting, count), Stateful):
+        return "no weighting with a memory to be merged"
+    return ""
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_weighting_goes_with_every_recipe_or_says_why_not(weighting):
+    try:
+        weighting_for(weighting, 3)
+    except TypeError:
+        assert weighting == "dual-ascent"
+    except UsageError as missing:
+        pytest.skip(str(missing))
+    for name in METHODS:
+        if why := refused(name, weighting):
+            with pytest.raises(UsageError, match=why):
+                resolve_method(name, {"weighting": weighting})
+            continue
+        method, rest = resolve_method(name, {"weighting": weighting})
+        assert (method.name, rest) == (f"{name}+{weighting}", {})
+        m = len(method.objectives)
+        gradients = torch.randn(m, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        weights = method.weighting(gradients @ gradients.T, torch.ones(m, dtype=torch.float64))
+        assert weights.shape == (m,)
+        assert weights.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
         ({"weighting": "mgdda"}, "Did you mean mgda"),
-        ({"weighting": "constant"}, "must name what needs no arguments; constant"),
+        ({"weighting": "dual-ascent"}, "must name what needs no arguments; dual-ascent"),
         ({"weighting": "{}:number"}, "must name what needs no arguments|must be a Weighting"),
         ({"weighting": "krum"}, r"as many objectives as there are \(2\)"),
         ({"step_size": "genn"}, "Did you mean gen"),

@@ -6,6 +6,7 @@ Knows `UnlearningArguments`, the recipes and nothing that runs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from expunge.objectives import Objective, Selected
 from expunge.run_options import RunOptions
 from expunge.selectors import find_selector
 from expunge.step_sizes import STEP_SIZES, StepSize
-from expunge.weightings import WEIGHTINGS, Weighting
+from expunge.weightings import WEIGHTINGS, Weighting, weighting_for
 
 RESERVED = {
     "output_dir": "--output",
@@ -77,10 +78,10 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
     if "selector" in rest:
         parts["objectives"] = _selective(method, chosen := str(rest.pop("selector")))
         names.append(f"@{chosen.rpartition(':')[2]}")
-    for key, (known, kind) in _PARTS.items():
+    for key in _PARTS:
         if key in rest:
             chosen = rest.pop(key)
-            parts[key] = _part(key, chosen, known, kind)
+            parts[key] = _part(key, chosen, *_known(key, method))
             names.append(str(chosen).rpartition(":")[2] if isinstance(chosen, str) else described(chosen))
     if not parts:
         return method, rest
@@ -104,10 +105,15 @@ def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
         raise UsageError(f"--set selector was refused by method {method.name}: {error}") from None
 
 
-_PARTS: Mapping[str, tuple[Mapping[str, Callable[..., Any] | None], type]] = {
-    "weighting": (WEIGHTINGS, Weighting),
-    "step_size": (STEP_SIZES, StepSize),
-}
+_PARTS = ("weighting", "step_size")
+
+
+def _known(key: str, method: Method) -> tuple[Mapping[str, Callable[..., Any] | None], type]:
+    """What a part of a method may be by name, and of which type it is."""
+    if key == "step_size":
+        return STEP_SIZES, StepSize
+    count = len(method.objectives)
+    return {name: functools.partial(weighting_for, name, count) for name in WEIGHTINGS}, Weighting
 
 
 def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], kind: type) -> Any:

@@ -27,6 +27,24 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     **TORCHJD,
 }
 
+
+def weighting_for(name: str, count: int) -> Weighting:
+    """A registered weighting for a number of objectives.
+
+    `constant` counts them alike, `bi-level` takes the first one as the lower; all others come as they are.
+
+    Raises:
+        KeyError: No weighting has that name.
+        TypeError: It has arguments without a usual value: `dual-ascent` bounds.
+        UsageError: A solver that it needs is not installed.
+    """
+    if name == "constant":
+        return Constant((1.0,) * count)
+    if name == "bi-level":
+        return BiLevel(count=max(count, 2))
+    return WEIGHTINGS[name]()
+
+
 __all__ = [
     "TORCHJD",
     "WEIGHTINGS",
@@ -41,4 +59,5 @@ __all__ = [
     "Stateful",
     "TorchJD",
     "Weighting",
+    "weighting_for",
 ]
