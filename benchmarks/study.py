@@ -259,23 +259,25 @@ def best(found: Comparison, tuned: Sequence[str]) -> list[tuple[str, Grid]]:
     """Every tuned method at its best rate, and ngdiff as it stands."""
     chosen = plain("ngdiff,ngdiff-gen")
     for name in tuned:
-        done = [s for s in found.settings if s.method == name and s.varied and s.forget and s.utility]
-        if done:
-            first = min(done, key=lambda setting: rank(found, setting))
+        mine = [setting for setting in found.settings if setting.method == name and setting.varied]
+        ranks = {i: rank(found, setting) for i, setting in enumerate(mine)}
+        if ranked := {i: place for i, place in ranks.items() if place is not None}:
+            first = mine[min(ranked, key=ranked.__getitem__)]
             chosen.append((name, {key: [value] for key, value in first.varied.items()}))
     return chosen
 
 
-def rank(found: Comparison, setting: Setting) -> tuple[bool, float]:
+def rank(found: Comparison, setting: Setting) -> tuple[bool, float] | None:
     """What keeps enough comes first, by what it leaks; then the rest, by what it loses.
 
-    By its first seed alone: another call must not choose others because some have been run on more.
+    By its first seed alone: another call must not choose others because some have been run on more. None
+    where that one was not measured.
     """
     known = found.before[found.utility_axis.split][found.utility_axis.metric].value
     first = min(found.of(setting), key=lambda trial: trial.seed)
     forget, kept = first.value(found.forget_axis), first.value(found.utility_axis)
-    assert forget is not None
-    assert kept is not None
+    if forget is None or kept is None:
+        return None
     lost = kept < KEPT * known
     return lost, -kept if lost else found.forget_axis.cost(forget)
 

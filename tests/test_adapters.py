@@ -149,6 +149,7 @@ def test_what_matches_nothing_is_refused_before_training(tokenizer, tmp_path, se
         ({"train_only": "mlp("}, r"must be a regular expression; got 'mlp\('"),
         ({"lora_dora": True}, "need a `lora_rank`"),
         ({"lora_4bit": True, "lora_rank": 2}, "`lora_merge` must be False"),
+        ({"lora_4bit": True, "lora_bf16": True, "lora_rank": 2, "lora_merge": False}, "`lora_bf16` must be"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, rule):
@@ -160,6 +161,11 @@ def test_a_second_adapter_is_refused(tmp_path):
     model = prepare_trainable(conftest.build_model(), arguments(tmp_path, lora_rank=2))
     with pytest.raises(ValueError, match="already has an adapter"):
         prepare_trainable(model, arguments(tmp_path, lora_rank=2))
+    for settings in ({"train_last": 1}, {"train_only": "down_proj"}):
+        with pytest.raises(
+            ValueError, match="must be left out for a model with an adapter, which alone is saved"
+        ):
+            prepare_trainable(model, arguments(tmp_path, **settings))
 
 
 def test_targets_are_looked_for_before_the_model_writes_answers(model_folder, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import bitsandbytes
 import pytest
 import torch
@@ -25,9 +27,13 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """A model whose matrices have the sizes that kernels for 4 bits want."""
+    """A model with biases, whose matrices have the sizes that kernels for 4 bits want."""
     place = tmp_path_factory.mktemp("even")
-    conftest.build_model(hidden_size=64, intermediate_size=128).save_pretrained(place)
+    model = conftest.build_model(hidden_size=64, intermediate_size=128, attention_bias=True)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
 
@@ -40,6 +46,13 @@ def codes(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights in 4 bits, by the name that they have without an adapter."""
     named = {name: p for name, p in model.named_parameters() if hasattr(p, "quant_state")}
     return {n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in named.items()}
+
+
+def give(plain: nn.Module, narrow: nn.Module) -> None:
+    """Let a model in fp32 hold what one in 4 bits stands for."""
+    for name, p in narrow.named_parameters():
+        state = getattr(p, "quant_state", None)
+        plain.get_parameter(name).data = dequantize_4bit(p.data, state) if state else p.data.float()
 
 
 def adapted(model: nn.Module, folder) -> nn.Module:
@@ -58,16 +71,15 @@ def test_what_is_quantised_counts_and_measures_as_what_it_stands_for(folder):
     assert len(codes(narrow)) == 14
     assert parameter_count(narrow) == parameter_count(plain) == sum(p.numel() for p in plain.parameters())
     assert weights_norm(narrow) == pytest.approx(weights_norm(plain), rel=0.01)
-    for name, p in codes(narrow).items():
-        plain.get_parameter(name).data = dequantize_4bit(p.data, p.quant_state)
+    give(plain, narrow)
     assert weights_norm(narrow) == pytest.approx(weights_norm(plain), rel=1e-6)
 
 
 def test_gradients_after_an_evaluation_are_those_of_the_dequantised_weights(folder):
     plain, narrow = load_model(folder), in_four_bits(folder)
-    for name, p in codes(narrow).items():
-        plain.get_parameter(name).data = dequantize_4bit(p.data, p.quant_state)
+    give(plain, narrow)
     before = weights_hash(narrow)
+    assert {p.dtype for name, p in narrow.named_parameters() if name.endswith("bias")} == {torch.bfloat16}
     plain, narrow = adapted(plain, folder), adapted(narrow, folder)
     gradients = []
     for model in (plain, narrow):
@@ -82,10 +94,33 @@ def test_gradients_after_an_evaluation_are_those_of_the_dequantised_weights(fold
     assert all(torch.equal(p, fresh[name]) for name, p in codes(narrow).items())
 
 
+def test_codes_are_kept_whatever_the_processor_and_wherever_the_model_comes_from(folder, monkeypatch):
+    """A processor for which bitsandbytes would repack them; a model in memory."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True, raising=False)
+    narrow = in_four_bits(folder)
+    layers = [m for m in narrow.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 14
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    rows, tokenizer = conftest.rows(), conftest.build_tokenizer()
+    sets, rest = {"forget": rows[:6], "retain": rows[6:]}, {"max_steps": 1, "check_every": 0}
+    settings = {"lora_rank": 2, "lora_merge": False, "template": "none", "evaluate": False} | rest
+    result = expunge.unlearn(narrow, tokenizer, **sets, **settings)
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    assert result.record.models["before"].dtype == "nf4"
+    with pytest.raises(
+        UsageError, match=r"`train_only` must be left out for a model with an adapter, .* or in"
+    ):
+        expunge.unlearn(in_four_bits(folder), tokenizer, **sets, train_only="mlp", **rest, template="none")
+
+
 def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     rows = conftest.rows()
+    forget = tmp_path / "forget.jsonl"
+    forget.write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
     result = expunge.unlearn(
-        str(folder), forget=rows[:6], retain=rows[6:], output=tmp_path / "run", lora_rank=2, lora_4bit=True,
+        str(folder), forget=forget, retain=rows[9:], output=tmp_path / "run", lora_rank=2, lora_4bit=True,
         lora_merge=False, template="none", seed=0, max_steps=3, check_every=0, rows=4, learning_rate=1e-3,
     )  # fmt: skip
     plain = load_model(folder)
@@ -105,6 +140,8 @@ def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     assert all(torch.equal(p, ours[name]) for name, p in saved.named_parameters() if "lora_" in name)
     with pytest.raises(ValueError, match="`lora_merge` must be False with 4-bit weights"):
         merge_adapter(result.model)
+    with pytest.raises(UsageError, match=r"must name a run whose model is held in full; .* 4-bit weights"):
+        expunge.unlearn(after=tmp_path / "run", forget=rows[6:9], retain=rows[9:], template="none")
     verdicts = {finding.what: finding.verdict for finding in verify(tmp_path / "run")}
     assert {verdicts["files of model/"], verdicts["model/ (after)"]} == {"verified"}
     assert verdicts[f"model before ({folder})"] == "verified"
@@ -118,7 +155,7 @@ def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
 
 def test_four_bits_need_bitsandbytes_and_a_device_it_runs_on(monkeypatch):
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"xpu", "cuda"})
-    with pytest.raises(UsageError, match=r"runs on \(cuda, xpu\); the run is on cpu. Leave it off"):
+    with pytest.raises(UsageError, match=r"bitsandbytes .* runs on \(cuda, xpu\); the run is on cpu. Leave"):
         four_bit(CPU)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs the package bitsandbytes: pip install 'expunge"):

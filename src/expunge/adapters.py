@@ -16,6 +16,7 @@ from torch import nn
 from expunge.arguments import UnlearningArguments
 from expunge.errors import UsageError
 from expunge.hidden import blocks
+from expunge.models import keep_codes
 
 ALL_LINEAR = "all-linear"
 
@@ -28,10 +29,10 @@ def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
         args: `lora_rank`, `lora_alpha`, `lora_targets`, `lora_dora`, `train_last`, `train_only`.
 
     Raises:
-        ValueError: The model already has an adapter, targets or names match nothing, or there are fewer
-            blocks.
+        ValueError: See `check_trainable`.
         UsageError: peft is not installed.
     """
+    check_trainable(model, args)
     first = _first_trained(model, args.train_last)
     if args.lora_rank:
         return _add_adapter(model, args, first)
@@ -50,11 +51,23 @@ def check_trainable(model: nn.Module, args: UnlearningArguments) -> None:
     """Refuse blocks, parameters and targets that a model does not have; nothing is changed.
 
     Raises:
-        ValueError: Targets or names match nothing, or there are fewer blocks.
+        ValueError: Targets or names match nothing, there are fewer blocks, or the model has an adapter, or
+            codes of few bits, that settings leave no room for.
     """
+    adapted = hasattr(model, "peft_config")
+    if args.lora_rank and adapted:
+        raise ValueError(
+            "`lora_rank` must be 0 for a model that already has an adapter (that one is trained on); "
+            f"got {args.lora_rank}."
+        )
+    if (args.train_last or args.train_only) and (adapted or (_quantised(model) and not args.lora_rank)):
+        raise ValueError(
+            "`train_last` and `train_only` must be left out for a model with an adapter, which alone is "
+            f"saved, or in few bits; got {args.train_last} and {args.train_only!r}."
+        )
     _first_trained(model, args.train_last)
     _named(model, args.train_only)
-    if args.lora_rank and not hasattr(model, "peft_config"):
+    if args.lora_rank:
         _targets(model, args.lora_targets)
 
 
@@ -93,11 +106,6 @@ def _named(model: nn.Module, pattern: str) -> set[str]:
 
 
 def _add_adapter(model: nn.Module, args: UnlearningArguments, first: int) -> nn.Module:
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            "`lora_rank` must be 0 for a model that already has an adapter (that one is trained on); "
-            f"got {args.lora_rank}."
-        )
     targets = _targets(model, args.lora_targets)
     try:
         peft: Any = importlib.import_module("peft")
@@ -113,6 +121,7 @@ def _add_adapter(model: nn.Module, args: UnlearningArguments, first: int) -> nn.
     )
     if _quantised(model):
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        keep_codes(model)  # it widened what is no code
     with torch.random.fork_rng():  # the first factor is random: the same run begins with the same one
         torch.manual_seed(args.seed)
         adapted: nn.Module = peft.get_peft_model(model, config)

@@ -293,6 +293,10 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
         "`lora_merge` must be False with `lora_4bit` or `lora_bf16`; got True. Set lora_merge=false.",
     ),
     (
+        lambda given: not (given.lora_4bit and given.lora_bf16),
+        "`lora_bf16` must be False with `lora_4bit` (a base is held in one of them); got True. Drop one.",
+    ),
+    (
         lambda given: not (given.hardening().latent and given.gradient_checkpointing),
         "`gradient_checkpointing` must be False with `latent_radius` (the recomputed pass would run "
         "without the adversary); got True. Set one of them off.",

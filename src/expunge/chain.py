@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UsageError
+from expunge.models import FOUR_BIT
 from expunge.record import Evaluation, ModelEntry, Predecessor, RunRecord, read_record
 from expunge.records import Record, Records, check_disjoint, normalised, read_records
 
@@ -87,8 +88,13 @@ class Chain:
         """Refuse a model that is not what the last request left.
 
         Raises:
-            UsageError: The hash of its weights is another.
+            UsageError: The hash of its weights is another, or it was held in 4 bits.
         """
+        if self.result.dtype in FOUR_BIT:
+            raise UsageError(
+                f"--after must name a run whose model is held in full; that of {self.folder} is an adapter "
+                "on 4-bit weights, which are not saved. Take a run without lora_4bit."
+            )
         if sha256 == self.result.sha256:
             return
         if given:

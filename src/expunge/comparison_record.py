@@ -357,19 +357,23 @@ def _notes(
 
 def _unlike(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> Iterable[str]:
     """What trials that one mean or one table is made of were not given alike."""
-    every = {name: record.configuration for name, record in records.items()}
+    done = {name: record.configuration for name, record in records.items() if status_of(record) == "done"}
     for setting in settings:
-        mine = [every[name] for name in setting.trials if name in every]
+        mine = [done[name] for name in setting.trials if name in done]
         what = f"{setting.method} {setting.varied}" if setting.varied else setting.method
         for key in sorted({key for found in mine for key in found}):
             if len(values := _values(mine, key)) > 1:
                 yield f"The means of {what} are of trials that differ in {key} ({', '.join(values)})."
-    varied = {key for setting in settings for key in setting.varied}
     for key in BUDGET:
-        if key not in varied and len(values := _values(every.values(), key)) > 1:
+        usual = [name for setting in settings if key not in setting.varied for name in setting.trials]
+        if len(values := _values((done[name] for name in usual if name in done), key)) > 1:
             yield f"Not all methods had the same {key} ({', '.join(values)})."
 
 
 def _values(configurations: Iterable[Mapping[str, Any]], key: str) -> list[str]:
-    """The values of a setting, each once, in the order met; one that is not there is its default."""
-    return list(dict.fromkeys(str(found.get(key, "as by default")) for found in configurations))
+    """The values of a setting, each once, in the order met; one that is not there is its default.
+
+    Numbers that a machine's last digits move, such as a sharpness relative to a norm, are the same to six.
+    """
+    found = (configuration.get(key, "as by default") for configuration in configurations)
+    return list(dict.fromkeys(f"{v:.6g}" if isinstance(v, float) else str(v) for v in found))

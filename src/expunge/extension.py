@@ -58,7 +58,8 @@ def load_object(text: str, what: str, known: Iterable[str] = ()) -> Any:
 def described(value: object) -> str:
     """The `repr` of what may be the user's own, the same in every process.
 
-    Python's own for a class without one says where the object lies in memory; that is left out.
+    Python's own for a class without one says where the object lies in memory, and nothing of what it holds;
+    the place is left out. Objects that differ in settings need a `repr` to be told apart.
     """
     return _ADDRESS.sub("", repr(value))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import load_file, save_file
 
 from expunge import tables
@@ -99,9 +100,8 @@ def compute_facts(
             their log-probabilities from there.
     """
     facts = TokenFacts()
-    for name in cached_sources(method):
-        if REFERENCE not in facts.values.get(name, {}):  # the scored pass divides its rows by itself
-            facts.values.setdefault(name, {})[REFERENCE] = _log_probs(encoded[name], means, cache)
+    for name, found in _log_probs({n: encoded[n] for n in cached_sources(method)}, means, cache).items():
+        facts.values.setdefault(name, {})[REFERENCE] = found
     for objective in method.objectives:
         name, rule = objective.source, objective.needs.selector
         if rule is not None:
@@ -125,12 +125,16 @@ def _enter(
     facts.values.setdefault(name, {})[key] = list(ranks.gather(found))
 
 
-def _log_probs(rows: Sequence[Encoded], means: Responses, cache: Path | None) -> Part:
-    wide = any(str(p.dtype) == "torch.float64" for p in means.model.parameters())
-    parts = {"rows": tables.Part(rows)}
+def _log_probs(
+    rows: Mapping[str, Sequence[Encoded]], means: Responses, cache: Path | None
+) -> dict[str, Part]:
+    """Of the targets under the reference, in one scored pass that divides its rows among ranks by itself."""
+    if not rows:
+        return {}
+    dtype = np.float64 if any(p.dtype == torch.float64 for p in means.model.parameters()) else np.float32
+    parts = {name: tables.Part(found) for name, found in rows.items()}
     asked = tables.examine(means.model, means.tokenizer, parts, precision=means.precision, cache=cache)
-    scores = asked["rows"].scores
-    return [s.log_probs if wide else s.log_probs.astype(np.float32) for s in scores]
+    return {name: [s.log_probs.astype(dtype) for s in table.scores] for name, table in asked.items()}
 
 
 def _chooser(rule: str, means: Responses) -> Callable[[Sequence[Encoded]], Part]:

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 else:
     CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
 
-FOUR_BIT = "nf4"
+FOUR_BIT = ("nf4", "fp4")
+"""What weights may be held in beside the dtypes of torch."""
 
 ModelSource = str | Path | nn.Module
 """How a user may give a model: by name, by folder, or as it is in memory."""
@@ -104,8 +105,7 @@ def load_model(
         found = f"{len(absent)} tensors are missing, {absent[0]} for one"
         raise UsageError(f"The weights of {source} must be complete; {found}. Copy or save the folder again.")
     _mend_generation_config(model)
-    if quantization is not None:
-        _keep_codes(model)
+    keep_codes(model)
     return model
 
 
@@ -127,34 +127,52 @@ def load_as(
         source,
         dtype=getattr(torch, held, torch.float32),
         trust_remote_code=trust_remote_code,
-        quantization=four_bit(device) if held == FOUR_BIT else None,
+        quantization=four_bit(device, held) if held in FOUR_BIT else None,
         device=device,
     )
 
 
-def four_bit(device: torch.device) -> Any:
+def four_bit(device: torch.device, kind: str = "nf4") -> Any:
     """How to load a model in 4 bits for an adapter to train on (QLoRA).
 
     Args:
         device: Where it will stand.
+        kind: `nf4` or `fp4`.
 
     Raises:
         UsageError: bitsandbytes is not installed, or does not run there.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError("lora_4bit needs the package bitsandbytes: pip install 'expunge[qlora]'.")
-    able: set[str] = importlib.import_module("bitsandbytes").supported_torch_devices
+    found = importlib.import_module("bitsandbytes")
+    able: set[str] = getattr(found, "supported_torch_devices", {"cuda"})  # which came with 0.46
     if device.type not in able:
         raise UsageError(
-            f"lora_4bit needs a device that bitsandbytes runs on ({', '.join(sorted(able))}); the run is on "
-            f"{device.type}. Leave it off: LoRA runs without."
+            f"lora_4bit needs a device that bitsandbytes {found.__version__} runs on "
+            f"({', '.join(sorted(able))}); the run is on {device.type}. Leave it off: LoRA runs without."
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def keep_codes(model: nn.Module) -> None:
+    """Let no pass change how 4-bit weights are held; a model without any is left alone.
+
+    In evaluation mode on a CPU with AVX512-BF16, bitsandbytes (0.50) packs them anew, in place and with
+    coarser scales (and fails where a matrix has no multiple of 32 rows); a training step afterwards passes no
+    gradient through them. On every device a first pass rounds biases to the precision of the products.
+    """
+    for module in model.modules():
+        if not (_quantised(getattr(module, "weight", None)) and hasattr(module, "compute_dtype")):
+            continue
+        layer = cast(Any, module)
+        layer.support_avx512bf16_for_cpu = False
+        if layer.bias is not None and layer.compute_dtype is not None:
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -214,14 +232,16 @@ def model_entry(source: str, model: nn.Module) -> ModelEntry:
 
     Args:
         source: What it is called.
-        model: Its weights are hashed. What holds the matrices of its blocks in 4 bits is of dtype `nf4`.
+        model: Its weights are hashed. Where the matrices of its blocks are in 4 bits, `dtype` is their code,
+            `nf4` or `fp4`.
     """
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    codes = (str(state.quant_type) for p in model.parameters() if (state := _quantised(p)))
     return ModelEntry(
         source=source,
         sha256=weights_hash(model),
         parameters=parameter_count(model),
-        dtype=FOUR_BIT if getattr(model, "is_loaded_in_4bit", False) else dtype,
+        dtype=next(codes, dtype),
     )
 
 
@@ -266,7 +286,7 @@ def _norm(name: str, parameter: nn.Parameter) -> float:
     return float(torch.linalg.vector_norm(values, dtype=wide))
 
 
-def _quantised(parameter: nn.Parameter) -> Any:
+def _quantised(parameter: object) -> Any:
     """How bitsandbytes holds a parameter in 4 bits (its `QuantState`); None for one that is plain."""
     return getattr(parameter, "quant_state", None)
 
@@ -417,17 +437,6 @@ def _load_adapter(folder: Path | str, base: PreTrainedModel) -> CausalModel:
         model: CausalModel = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
         model.eval()
     return model
-
-
-def _keep_codes(model: nn.Module) -> None:
-    """Let no pass change how 4-bit weights are held.
-
-    In evaluation mode on a CPU with AVX512-BF16, bitsandbytes (0.50) packs them anew, in place, with coarser
-    scales, and only matrices of certain sizes; a training step afterwards passes no gradient through them.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            cast(Any, module).support_avx512bf16_for_cpu = False
 
 
 def _mend_generation_config(model: PreTrainedModel) -> None:

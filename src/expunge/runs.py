@@ -35,6 +35,7 @@ from expunge.models import (
     ModelSource,
     configured_context,
     four_bit,
+    keep_codes,
     load_model,
     load_tokenizer,
     model_entry,
@@ -143,6 +144,7 @@ class Run:
                 if tokenizer is None:
                     raise ValueError("`tokenizer` must be given with a model in memory; got None.")
                 loaded: CausalModel = model  # type: ignore[assignment]
+                keep_codes(loaded)
                 self.subject.parts(tokenizer, model_context(model))
                 source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:

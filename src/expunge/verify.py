@@ -121,7 +121,7 @@ def _model(stage: str, entry: ModelEntry, folder: Path, trust_remote_code: bool)
         return Finding(what, "differs", "the folder is missing")
     if stage != "after" and not (Path(place).is_dir() or place == DEFAULT_MODEL):
         return Finding(what, "not checked", "no folder of that name here; nothing is fetched")
-    quantised = entry.dtype == FOUR_BIT
+    quantised = entry.dtype in FOUR_BIT
     try:  # the hash is over the bytes as they were loaded
         model = load_as(place, entry.dtype, device=torch.device("cpu"), trust_remote_code=trust_remote_code)
     except UsageError as error:
