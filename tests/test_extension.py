@@ -84,7 +84,10 @@ def test_a_recipe_of_ones_own_runs_by_name(mine, model_folder, tmp_path, capsys)
     record = read_record(tmp_path / "out")
     assert record.method == "modest-4"
     assert record.history[0].weights == {"confidence": 0.5, "nll(retain)": 0.5}
-    assert record.configuration["objectives"] == ["confidence", "nll(retain)"]
+    assert record.configuration["objectives"] == {
+        "confidence": "Confidence(source='forget')",
+        "nll(retain)": "NLL(source='retain')",
+    }
 
 
 def test_a_ready_method_and_a_module(mine, monkeypatch):

@@ -33,6 +33,7 @@ from expunge.objectives import (
     SimNPO,
     Steering,
 )
+from expunge.settings import configuration
 from expunge.unlearner import Unlearner
 from expunge.weightings import TORCHJD, BiLevel, Constant, DualAscent
 
@@ -87,12 +88,30 @@ PUBLISHED = {
 """Objectives with their constants, and weighting, of every recipe whose paper names some."""
 
 
+OTHER = {"selector": "all", "alpha": 0.4, "density": 0.5}
+"""Arguments to which one cannot be added, with a value that is not the default."""
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_defaults_are_those_of_the_papers(name):
     objectives, weighting = PUBLISHED[name]
     method = METHODS[name]()
     assert method.objectives == objectives
     assert method.weighting == weighting
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_record_tells_every_argument_of_a_recipe(name, tmp_path):
+    """A run whose β, layer, bound or selector was another has another configuration."""
+    recipe, args = METHODS[name], UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
+    usual = configuration(args, recipe(), 1.0)
+    for parameter in inspect.signature(recipe).parameters.values():
+        value = OTHER.get(parameter.name)
+        if value is None:
+            kind = type(parameter.default)
+            assert kind in (int, float, bool), parameter
+            value = not parameter.default if kind is bool else parameter.default + kind(1)
+        assert configuration(args, recipe(**{parameter.name: value}), 1.0) != usual, parameter
 
 
 def test_mollm_never_climbs_an_objective_to_first_order():

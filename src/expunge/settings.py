@@ -221,7 +221,8 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         for f in dataclasses.fields(UnlearningArguments)
         if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
     ]
-    further: dict[str, Any] = {"merge": described(method.merge)} if method.merge else {}
+    parts = {"merge": method.merge, "schedule": method.schedule}
+    further: dict[str, Any] = {name: described(part) for name, part in parts.items() if part is not None}
     if method.forgets:
         further["sharpness"] = hardening_of(method, args, norm).sharpness
         if args.sharpness is None and further["sharpness"]:
@@ -231,7 +232,7 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         | further
         | {
             "precision": args.precision,
-            "objectives": [objective.name for objective in method.objectives],
+            "objectives": {objective.name: described(objective) for objective in method.objectives},
             "weighting": described(method.weighting),
             "step_size": described(method.step_size) if method.step_size else "schedule",
             "retain_budget": dataclasses.asdict(method.budget) if method.budget else None,
