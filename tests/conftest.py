@@ -54,9 +54,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(seed: int = 0, context: int = 128, **config_words: int) -> LlamaForCausalLM:
     """A two-layer Llama of about 60,000 parameters with random weights, tied embeddings."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 48, "intermediate_size": 96} | config_words
+    sizes = {"vocab_size": 384, "hidden_size": 48, "intermediate_size": 96} | config_words
     config = LlamaConfig(
-        vocab_size=384,
         **sizes,
         num_hidden_layers=2,
         num_attention_heads=4,

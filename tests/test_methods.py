@@ -88,7 +88,7 @@ PUBLISHED = {
 """Objectives with their constants, and weighting, of every recipe whose paper names some."""
 
 
-OTHER = {"selector": "all", "alpha": 0.4, "density": 0.5}
+OTHER = {"selector": "all", "reinforced": "folder", "alpha": 0.4, "density": 0.5}
 """Arguments to which one cannot be added, with a value that is not the default."""
 
 

@@ -27,6 +27,7 @@ from expunge.objectives import (
     Needs,
     Objective,
     Reference,
+    Reinforced,
     Replacement,
     SatImp,
     Selected,
@@ -293,6 +294,18 @@ def test_selected_tokens_alone_give_the_loss(objective, form):
     assert chosen.name == f"{objective.name}@entities"
 
 
+def test_generic_labels_are_what_replacement_learns():
+    """-log p(label) of each position, written out; the labels of selected tokens go with them."""
+    labels = torch.tensor([4, 0, 2, 1, 3, 0])
+    t = replace(tokens(selected=MASK), generic=labels)
+    objective = Replacement(reinforced="folder")
+    expected = [
+        -math.log(by_hand.probs(z)[y]) for z, y in zip(t.logits.tolist(), labels.tolist(), strict=True)
+    ]
+    assert objective(t).tolist() == pytest.approx(expected)
+    torch.testing.assert_close(Selected(objective, "entities")(t), objective(t)[MASK])
+
+
 def test_selected_rows_are_those_with_a_selected_token():
     t = tokens(selected=MASK)
     rest = batch(t.logits[MASK], t.reference.logits[MASK], [4, 0, 2], [0, 2, 2])
@@ -338,6 +351,13 @@ def test_nothing_selected_is_no_value_and_no_gradient(objective):
         (Steering(4), "steering(forget)", "forget", "token", Needs(layers=(4,))),
         (ActivationMatching(4), "activations(retain)", "retain", "token", Needs("hidden", layers=(4,))),
         (Replacement(), "replacement(forget)", "forget", "token", Needs("logits")),
+        (
+            Replacement(reinforced="folder", alpha=2.0),
+            "replacement(forget)",
+            "forget",
+            "token",
+            Needs(generic=Reinforced("folder", 2.0)),
+        ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -362,6 +382,7 @@ def test_what_an_objective_says_of_itself(objective, name, source, unit, needs):
         (lambda: SatImp(importance=-1.0), "`importance` must be non-negative"),
         (lambda: CEU(skip=-1), "`skip` must be non-negative; got -1"),
         (lambda: Steering(coefficient=0.0), "`coefficient` must be positive"),
+        (lambda: Replacement(reinforced="folder", alpha=0.0), "`alpha` must be positive and finite; got 0.0"),
         (lambda: Selected(Selected(UCE(), "all"), "entities"), "without a selector of its own"),
     ],
 )
@@ -377,6 +398,7 @@ def test_parameters_out_of_range_are_refused(make, message):
         (KL(), {"reference": Reference(torch.zeros(6))}, "`tokens.reference.logits` must be given"),
         (DPO(), {"paired": None}, "`tokens.paired` must be given"),
         (Replacement(), {"reference": None}, "`tokens.reference` must be given"),
+        (Replacement(reinforced="folder"), {"generic": None}, "`tokens.generic` must be given"),
         (Selected(UCE(), "entities"), {}, "`tokens.selected` must be given"),
         (Steering(layer=3), {"hidden": {8: torch.zeros(6, 2)}}, r"must hold layer 3; got layers \[8\]"),
     ],

@@ -1,4 +1,4 @@
-"""What is known of every label token before training: the reference's log-probability, a selector's choice.
+"""What is known of every label token before training: log-probability, selectors' choices, generic label.
 
 Computed once, at the start of the run, in one scored pass shared by the ranks; saved with every checkpoint,
 so that a resumed run neither repeats the pass nor depends on it.
@@ -14,16 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from expunge import tables
-from expunge.collate import Encoded
+from expunge.collate import Encoded, batches_by_tokens, collate
+from expunge.inference import evaluating
 from expunge.methods import Method
-from expunge.observation import REFERENCE, selection
+from expunge.models import load_model
+from expunge.objectives import Reinforced
+from expunge.observation import REFERENCE, generic_labels, selection, token_logits
 from expunge.references import cached_sources
 from expunge.selectors import Responses, select
 
 FACTS_FILE = "expunge_facts.safetensors"
+
+LABELLED_TOKENS = 1024
+"""Tokens per batch of which two models' logits stand side by side."""
 
 Part = list[npt.NDArray[Any]]
 
@@ -79,7 +87,7 @@ class Ranks:
 
 def needs_facts(method: Method) -> bool:
     """Whether an objective reads what is computed here."""
-    return bool(cached_sources(method)) or any(o.needs.selector for o in method.objectives)
+    return bool(cached_sources(method)) or any(o.needs.selector or o.needs.generic for o in method.objectives)
 
 
 def compute_facts(
@@ -103,9 +111,11 @@ def compute_facts(
     for name, found in _log_probs({n: encoded[n] for n in cached_sources(method)}, means, cache).items():
         facts.values.setdefault(name, {})[REFERENCE] = found
     for objective in method.objectives:
-        name, rule = objective.source, objective.needs.selector
+        name, rule, generic = objective.source, objective.needs.selector, objective.needs.generic
         if rule is not None:
             _enter(facts, name, selection(rule), encoded[name], _chooser(rule, means), ranks)
+        if generic is not None:
+            _enter(facts, name, generic_labels(generic), encoded[name], _labeller(generic, means), ranks)
     return facts
 
 
@@ -144,3 +154,26 @@ def _chooser(rule: str, means: Responses) -> Callable[[Sequence[Encoded]], Part]
         )
 
     return choose
+
+
+def _labeller(rule: Reinforced, means: Responses) -> Callable[[Sequence[Encoded]], Part]:
+    def label(rows: Sequence[Encoded]) -> Part:
+        other = load_model(rule.model)
+        other.to(next(means.model.parameters()).device)  # type: ignore[arg-type]
+        found: dict[int, npt.NDArray[Any]] = {}
+        for batch in batches_by_tokens([len(row.input_ids) for row in rows], LABELLED_TOKENS):
+            chosen = [rows[i] for i in batch]
+            reference, reinforced = (_logits(model, chosen, means) for model in (means.model, other))
+            generic = (reference - rule.alpha * F.relu(reinforced - reference)).argmax(1).cpu().numpy()
+            ends = np.cumsum([len(row.labels) for row in chosen])
+            found |= dict(zip(batch, np.split(generic, ends[:-1]), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    return label
+
+
+def _logits(model: nn.Module, rows: Sequence[Encoded], means: Responses) -> torch.Tensor:
+    """At the label positions of some rows, in their order, [k, v]."""
+    with evaluating(model, means.precision) as device:
+        batch = {name: value.to(device) for name, value in collate(rows, means.pad_id).items()}
+        return token_logits(model, batch).scores

@@ -23,9 +23,9 @@ from expunge.derived import RULES, Derived, Means, derive, is_derived
 from expunge.extension import described
 from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
-from expunge.inference import model_context
+from expunge.inference import language_model, model_context
 from expunge.methods import Method
-from expunge.models import weights_hash, weights_norm
+from expunge.models import load_config, weights_hash, weights_norm
 from expunge.records import Records
 from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
@@ -100,9 +100,10 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
     """Refuse, before anything is computed, what an objective needs and the run cannot give.
 
     Raises:
-        ValueError: A layer that the model lacks; a pair that is not derived; a live reference, a merge or
-            a zeroth-order update under FSDP; fewer steps than trainings.
-        UsageError: A selector that does not exist.
+        ValueError: A layer that the model lacks; a reinforced model of another vocabulary; a pair that is not
+            derived; a live reference, a merge or a zeroth-order update under FSDP; too few steps for all
+            trainings.
+        UsageError: A selector or a reinforced model that does not exist.
     """
     if latent := args.hardening().latent:
         resolve_layers(latent.layers, len(blocks(model)))
@@ -112,6 +113,8 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             resolve_layers(needs.layers, len(blocks(model)))
         if needs.selector is not None:
             find_selector(needs.selector)
+        if needs.generic is not None:
+            _check_vocabulary(model, needs.generic.model)
         if needs.paired is not None and not is_derived(needs.paired):
             raise ValueError(
                 f"objective {objective.name!r} must be paired with a derived data set "
@@ -142,6 +145,18 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
             "cannot give beside its own. Train an adapter (lora_rank), or use DDP."
+        )
+
+
+def _check_vocabulary(model: nn.Module, reinforced: str) -> None:
+    own, other = (
+        config.get_text_config().vocab_size
+        for config in (language_model(model).config, load_config(reinforced))
+    )
+    if own != other:
+        raise ValueError(
+            f"`reinforced` must be the same model taught further, with its vocabulary of {own} tokens; "
+            f"{reinforced} has {other}."
         )
 
 

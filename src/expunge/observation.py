@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from expunge.batching import concatenate
 from expunge.hidden import residual_stream
 from expunge.logits import label_positions, select_logits
-from expunge.objectives import Objective, Reference, TokenLogits
+from expunge.objectives import Objective, Reference, Reinforced, TokenLogits
 
 Batch = Mapping[str, Tensor]
 
@@ -28,6 +28,11 @@ REFERENCE = "reference"
 def selection(name: str) -> str:
     """Key of a selector's choice in a batch, aligned with `labels`."""
     return f"selected/{name}"
+
+
+def generic_labels(rule: Reinforced) -> str:
+    """Key of the labels that a reinforced model's boost leaves in a batch, aligned with `labels`."""
+    return f"generic/{rule.alpha}/{rule.model}"
 
 
 def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:
@@ -80,18 +85,20 @@ def observe(
 
 
 def view(objective: Objective, seen: Mapping[str, TokenLogits], batches: Mapping[str, Batch]) -> TokenLogits:
-    """What one objective sees: its own data set, its pairs, its selected tokens.
+    """What one objective sees: its own data set, its pairs, its selected tokens, their generic labels.
 
     Args:
         objective: The one that looks.
         seen: Data set -> observation.
-        batches: The same data sets' batches, which carry the selectors' choices.
+        batches: The same data sets' batches, which carry the selectors' choices and generic labels.
     """
-    tokens, needs = seen[objective.source], objective.needs
+    tokens, needs, batch = seen[objective.source], objective.needs, batches[objective.source]
     if needs.selector is not None:
-        batch = batches[objective.source]
         chosen = at_labels(batch[selection(needs.selector)], label_positions(batch["labels"]))
         tokens = replace(tokens, selected=chosen)
+    if needs.generic is not None:
+        labels = at_labels(batch[generic_labels(needs.generic)], label_positions(batch["labels"]))
+        tokens = replace(tokens, generic=labels)
     return tokens if needs.paired is None else replace(tokens, paired=seen[needs.paired])
 
 

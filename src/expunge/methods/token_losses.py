@@ -122,19 +122,26 @@ def ce_u(skip: int = 1) -> Method:
     return Method("ce-u", (CEU(skip=skip),), Constant((1.0,)))
 
 
-def whp(selector: str = "entities") -> Method:
+def whp(selector: str = "", reinforced: str = "", alpha: float = 5.0) -> Method:
     r"""Who's Harry Potter: generic tokens in the place of telling ones.
 
-    Minimise $-\log p(y')$ on the telling tokens of the forget set.
+    Minimise $-\log p(y')$ on the forget set, y' being the best token of
+    $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$.
 
-    y' is the reference's best guess other than the token itself. The published method finds the generic
-    token with a second model, trained further on the forget set, and trains on all tokens; see
-    `Replacement`. Retain records are not read.
+    The reinforced model is one that `expunge finetune` has taught the forget set once more. Without it y' is
+    the reference's best guess other than the token itself, on the telling tokens alone; see `Replacement`.
+    The authors' exchange of names (anchored terms) is left out. Retain records are not read.
 
     Args:
-        selector: Name of the rule that chooses the telling tokens.
+        selector: Name of the rule that chooses the tokens that count; empty is `all` with a reinforced
+            model, and `entities` without.
+        reinforced: Folder or name of the reinforced model; empty does without.
+        alpha: α, positive. The paper names none; with 5 a token that the reinforced model raises by one nat
+            falls by five.
 
     Reference:
-        Eldan and Russinovich (2023), arXiv 2310.02238, section 2.
+        Eldan and Russinovich (2023), arXiv 2310.02238, equation 1 and section 2.
     """
-    return Method("whp", (Selected(Replacement(), selector),), Constant((1.0,)))
+    generic = Replacement(reinforced=reinforced, alpha=alpha)
+    chosen = selector or ("all" if reinforced else "entities")
+    return Method("whp", (Selected(generic, chosen),), Constant((1.0,)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from expunge.objectives.tokens import Reference, TokenLogits
@@ -44,6 +44,13 @@ def selected(tokens: TokenLogits) -> Bool[Tensor, " k"]:
     if tokens.selected is None:
         raise ValueError("`tokens.selected` must be given to an objective that needs a selector; got None.")
     return tokens.selected
+
+
+def generic(tokens: TokenLogits) -> Int[Tensor, " k"]:
+    """The generic label of each position."""
+    if tokens.generic is None:
+        raise ValueError("`tokens.generic` must be given to an objective on generic labels; got None.")
+    return tokens.generic
 
 
 def stream(hidden: Mapping[int, Tensor], layer: int) -> Float[Tensor, "k d"]:

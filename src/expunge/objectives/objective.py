@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,6 +16,29 @@ Unit = Literal["token", "row"]
 
 
 @dataclass(frozen=True)
+class Reinforced:
+    r"""A second model, trained further on the records to be forgotten: what it boosts is specific to them.
+
+    The generic label of a token is the best one of
+    $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$, v being logits.
+
+    Args:
+        model: Folder or name of the second model, of the same vocabulary.
+        alpha: α, positive.
+
+    Reference:
+        Eldan and Russinovich (2023), arXiv 2310.02238, equation 1.
+    """
+
+    model: str
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"`alpha` must be positive and finite; got {self.alpha}.")
+
+
+@dataclass(frozen=True)
 class Needs:
     """What an objective reads beyond the logits of its own rows.
 
@@ -24,12 +48,14 @@ class Needs:
         layers: Blocks after which the residual stream is wanted, from 0 (embeddings); negative from the end.
         paired: Data set that holds another response for every row of the objective's own data set.
         selector: Name of the rule that selects the response tokens that count; None counts all.
+        generic: The model beside the reference with which generic labels are found (once, and cached).
     """
 
     reference: Literal["nothing", "log_probs", "logits", "hidden"] = "nothing"
     layers: tuple[int, ...] = ()
     paired: str | None = None
     selector: str | None = None
+    generic: Reinforced | None = None
 
 
 class Objective(ABC):

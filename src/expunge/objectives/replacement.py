@@ -10,29 +10,35 @@ from torch import Tensor
 
 from expunge.objectives import _given
 from expunge.objectives._others import without_target
-from expunge.objectives.objective import Needs, Objective
+from expunge.objectives.objective import Needs, Objective, Reinforced
 from expunge.objectives.tokens import TokenLogits
 
 
 @dataclass(frozen=True)
 class Replacement(Objective):
-    r"""Fine-tuning on generic labels, $-\log p(y'_t)$ per token, $y'_t$ the reference's best other guess.
+    r"""Fine-tuning on generic labels, $-\log p(y'_t)$ per token (Who's Harry Potter).
 
-    In Who's Harry Potter the generic label is the best token of
+    The generic label $y'_t$ is the best token of
     $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$, where the reinforced model is a second one,
-    trained further on the forget set. Here its boost is taken to be large on the target and zero
-    elsewhere, so that no second model is trained or held. That fits the telling tokens only (the anchored
-    terms), whereas of others the generic label is mostly the token itself: use it as
-    `Selected(Replacement(), "entities")`, which leaves the others alone.
+    trained further on the forget set. It is asked once, before training.
+
+    Without one its boost is taken to be large on the target and zero elsewhere: $y'_t$ is the reference's
+    best other guess. That fits the telling tokens only (the anchored terms), whereas of others the generic
+    label is mostly the token itself: use it as `Selected(Replacement(), "entities")`, which leaves the others
+    alone.
 
     Args:
         source: The data set that it reads.
+        reinforced: Folder or name of the reinforced model; empty does without.
+        alpha: α, positive; not read without a reinforced model.
 
     Reference:
         Eldan and Russinovich (2023), arXiv 2310.02238, equation 1 and section 2.
     """
 
     source: str = "forget"
+    reinforced: str = ""
+    alpha: float = 5.0
 
     @property
     def name(self) -> str:
@@ -40,8 +46,16 @@ class Replacement(Objective):
 
     @property
     def needs(self) -> Needs:
+        if self.reinforced:
+            return Needs(generic=Reinforced(self.reinforced, self.alpha))
         return Needs(reference="logits")
 
+    def __post_init__(self) -> None:
+        Reinforced(self.reinforced, self.alpha)  # refuses a bad α where it is given
+
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
-        generic = without_target(_given.reference_scores(tokens), tokens.targets).argmax(1)
-        return F.cross_entropy(tokens.scores, generic, reduction="none")
+        if self.reinforced:
+            labels = _given.generic(tokens)
+        else:
+            labels = without_target(_given.reference_scores(tokens), tokens.targets).argmax(1)
+        return F.cross_entropy(tokens.scores, labels, reduction="none")

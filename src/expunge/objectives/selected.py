@@ -74,6 +74,7 @@ def kept(tokens: TokenLogits, mask: Bool[Tensor, " k"]) -> TokenLogits:
         reference=reference,
         paired=None if other is None else kept(other, torch.isin(other.rows, rows)),
         counted=tokens.places[mask],
+        generic=None if tokens.generic is None else tokens.generic[mask],
     )
 
 

@@ -43,6 +43,7 @@ class TokenLogits:
         paired: The same rows with their other response, in the same order, for objectives on pairs.
         counted: Place of each position within its whole response, from 0, where some were left out; None
             where none was (`places`).
+        generic: Generic label of each position, for objectives that need it (`Reinforced`).
     """
 
     logits: Float[Tensor, "k v"]
@@ -53,6 +54,7 @@ class TokenLogits:
     reference: Reference | None = None
     paired: TokenLogits | None = None
     counted: Int[Tensor, " k"] | None = None
+    generic: Int[Tensor, " k"] | None = None
 
     @property
     def places(self) -> Int[Tensor, " k"]:
