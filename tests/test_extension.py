@@ -207,6 +207,8 @@ def refused(method: str, weighting: str) -> str:
     """Why a weighting does not go with a recipe; nothing where it does."""
     plain = METHODS[method]()
     count = len(plain.objectives)
+    if plain.merge and plain.merge.further:
+        return "whose trainings differ in theirs"
     if weighting == "dual-ascent":
         return "needs no arguments; dual-ascent"
     if count < {"bi-level": 2, "krum": 3}.get(weighting, 1):

@@ -109,6 +109,8 @@ def test_codes_are_kept_whatever_the_processor_and_wherever_the_model_comes_from
     result = expunge.unlearn(narrow, tokenizer, **sets, **settings)
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
     assert result.record.models["before"].dtype == "nf4"
+    with pytest.raises(UsageError, match="`lora_merge` must be False with weights in few bits"):
+        expunge.unlearn(in_four_bits(folder), tokenizer, **sets, lora_rank=2, **rest, template="none")
     with pytest.raises(
         UsageError, match=r"`train_only` must be left out for a model with an adapter, .* or in"
     ):
@@ -138,7 +140,7 @@ def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     saved = load_model(tmp_path / "run" / "model")
     ours = dict(result.model.named_parameters())
     assert all(torch.equal(p, ours[name]) for name, p in saved.named_parameters() if "lora_" in name)
-    with pytest.raises(ValueError, match="`lora_merge` must be False with 4-bit weights"):
+    with pytest.raises(ValueError, match="`lora_merge` must be False with weights in few"):
         merge_adapter(result.model)
     with pytest.raises(UsageError, match=r"must name a run whose model is held in full; .* 4-bit weights"):
         expunge.unlearn(after=tmp_path / "run", forget=rows[6:9], retain=rows[9:], template="none")

@@ -104,14 +104,15 @@ def test_defaults_are_those_of_the_papers(name):
 def test_the_record_tells_every_argument_of_a_recipe(name, tmp_path):
     """A run whose β, layer, bound or selector was another has another configuration."""
     recipe, args = METHODS[name], UnlearningArguments(output_dir=str(tmp_path), use_cpu=True)
-    usual = configuration(args, recipe(), 1.0)
     for parameter in inspect.signature(recipe).parameters.values():
         value = OTHER.get(parameter.name)
         if value is None:
             kind = type(parameter.default)
             assert kind in (int, float, bool), parameter
             value = not parameter.default if kind is bool else parameter.default + kind(1)
-        assert configuration(args, recipe(**{parameter.name: value}), 1.0) != usual, parameter
+        fixed = {"reinforced": "folder"} if (name, parameter.name) == ("whp", "alpha") else {}
+        usual = configuration(args, recipe(**fixed), 1.0)
+        assert configuration(args, recipe(**fixed | {parameter.name: value}), 1.0) != usual, parameter
 
 
 def test_mollm_never_climbs_an_objective_to_first_order():

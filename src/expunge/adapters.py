@@ -20,6 +20,8 @@ from expunge.models import keep_codes
 
 ALL_LINEAR = "all-linear"
 
+_UNMERGED = "`lora_merge` must be False with weights in few bits (they cannot hold the change); got True."
+
 
 def prepare_trainable(model: nn.Module, args: UnlearningArguments) -> nn.Module:
     """The model, or the model with a new adapter, with what must not train frozen.
@@ -65,6 +67,8 @@ def check_trainable(model: nn.Module, args: UnlearningArguments) -> None:
             "`train_last` and `train_only` must be left out for a model with an adapter, which alone is "
             f"saved, or in few bits; got {args.train_last} and {args.train_only!r}."
         )
+    if args.lora_rank and args.lora_merge and _quantised(model):
+        raise ValueError(_UNMERGED)
     _first_trained(model, args.train_last)
     _named(model, args.train_only)
     if args.lora_rank:
@@ -78,7 +82,7 @@ def merge_adapter(model: nn.Module) -> nn.Module:
         ValueError: The weights are quantised; adding to them would round the change away.
     """
     if _quantised(model):
-        raise ValueError("`lora_merge` must be False with 4-bit weights (they cannot hold the change).")
+        raise ValueError(_UNMERGED)
     with torch.no_grad():
         return cast(nn.Module, cast(Any, model).merge_and_unload())
 

@@ -85,7 +85,7 @@ def unlearn(
     luggage = pack(sets, chain, options.neighbours)
     _check_sets(recipe, sets, args)
     inputs = [origin, options.control, options.original, options.neighbours, forget, retain, holdout]
-    folder = claim(options, inputs)
+    folder = claim(options, [*inputs, *recipe.second_models])
     own = sets | luggage.sets
     run = Run(options.kind, args, own, options, folder, benchmark=options.benchmark, chain=chain)
     run.companions, run.notes = luggage.companions, luggage.notes
@@ -93,6 +93,7 @@ def unlearn(
     if chain:
         chain.check_result(run.models["before"].sha256, given=model is not None)
     finished = ended(run, recipe)
+    run.describe_seconds(recipe)
     run.derive(recipe, loaded, tokenizer)
     unlearner = prepare(run, loaded, tokenizer, recipe)
     _measure_start(run, unlearner, loaded, tokenizer)

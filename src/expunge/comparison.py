@@ -34,6 +34,7 @@ from expunge.comparison_record import (
 from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.material import missing
+from expunge.methods import Method
 from expunge.models import ModelSource, configured_context, load_tokenizer
 from expunge.record import RunRecord, read_record
 from expunge.report.comparison import write_page
@@ -94,8 +95,10 @@ def compare(
     settings = dict(SETTINGS.get(options.benchmark, {})) | settings
     trials = plan(methods, seeds, settings, grid or {}, options.evaluation_seed)
     subject = subject_of(options, settings.get("template"))
-    for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values():
+    recipes = [
         _check(trial, subject)
+        for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values()
+    ]
     comparison = Comparison(
         expunge_version="",
         created="",
@@ -111,7 +114,8 @@ def compare(
     )
     reading = arguments({k: v for k, v in settings.items() if k in _READING}, RunOptions())
     _check_model(model, subject, reading, trust=options.trust_remote_code)
-    folder = _claim(Path(output), model, options)
+    second = [place for recipe in recipes for place in recipe.second_models]
+    folder = _claim(Path(output), [model, *second], options)
     comparison = _joined(comparison, folder, options)
     return _Study(comparison, folder, subject, options, {trial.name: trial for trial in trials}).run(model)
 
@@ -268,8 +272,8 @@ def _over(entry: TrialEntry) -> bool:
     return entry.status in ("done", "diverged")
 
 
-def _claim(folder: Path, model: str | Path, options: CompareOptions) -> Path:
-    inputs = [model, options.reference, options.data, options.forget, options.retain, options.holdout]
+def _claim(folder: Path, models: Sequence[str | Path], options: CompareOptions) -> Path:
+    inputs = [*models, options.reference, options.data, options.forget, options.retain, options.holdout]
     paths = [Path(found) for found in inputs if isinstance(found, str | Path)]
     return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
 
@@ -340,8 +344,8 @@ def _unlike(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, 
     return None
 
 
-def _check(trial: Trial, subject: Subject) -> None:
-    """Everything that can be refused before anything is run."""
+def _check(trial: Trial, subject: Subject) -> Method:
+    """The recipe of a trial; everything that can be refused before anything is run is."""
     options, settings = RunOptions.take({**trial.fixed, **trial.varied, "seed": trial.seed})
     if changed := [f.name for f in dataclasses.fields(options) if f.name in {*trial.fixed, *trial.varied}]:
         raise UsageError(
@@ -353,6 +357,7 @@ def _check(trial: Trial, subject: Subject) -> None:
             f"method {recipe.name} needs {source} records; none are given. Give --{source} FILE, or leave "
             f"{trial.method} out."
         )
+    return recipe
 
 
 _READING = ("template", "max_length")

@@ -163,7 +163,7 @@ def _labeller(rule: Reinforced, means: Responses) -> Callable[[Sequence[Encoded]
         found: dict[int, npt.NDArray[Any]] = {}
         for batch in batches_by_tokens([len(row.input_ids) for row in rows], LABELLED_TOKENS):
             chosen = [rows[i] for i in batch]
-            reference, reinforced = (_logits(model, chosen, means) for model in (means.model, other))
+            reference, reinforced = (_logits(model, chosen, means.pad_id) for model in (means.model, other))
             generic = (reference - rule.alpha * F.relu(reinforced - reference)).argmax(1).cpu().numpy()
             ends = np.cumsum([len(row.labels) for row in chosen])
             found |= dict(zip(batch, np.split(generic, ends[:-1]), strict=True))
@@ -172,8 +172,11 @@ def _labeller(rule: Reinforced, means: Responses) -> Callable[[Sequence[Encoded]
     return label
 
 
-def _logits(model: nn.Module, rows: Sequence[Encoded], means: Responses) -> torch.Tensor:
-    """At the label positions of some rows, in their order, [k, v]."""
-    with evaluating(model, means.precision) as device:
-        batch = {name: value.to(device) for name, value in collate(rows, means.pad_id).items()}
+def _logits(model: nn.Module, rows: Sequence[Encoded], pad_id: int) -> torch.Tensor:
+    """At the label positions of some rows, in their order, [k, v].
+
+    In fp32 whatever the run computes in: a difference of two models' logits, times α, would be rounding.
+    """
+    with evaluating(model, "fp32") as device:
+        batch = {name: value.to(device) for name, value in collate(rows, pad_id).items()}
         return token_logits(model, batch).scores

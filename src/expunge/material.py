@@ -114,7 +114,7 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
         if needs.selector is not None:
             find_selector(needs.selector)
         if needs.generic is not None:
-            _check_vocabulary(model, needs.generic.model)
+            _check_reinforced(model, needs.generic.model, args)
         if needs.paired is not None and not is_derived(needs.paired):
             raise ValueError(
                 f"objective {objective.name!r} must be paired with a derived data set "
@@ -148,7 +148,12 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
         )
 
 
-def _check_vocabulary(model: nn.Module, reinforced: str) -> None:
+def _check_reinforced(model: nn.Module, reinforced: str, args: UnlearningArguments) -> None:
+    if args.lora_4bit or args.lora_bf16:
+        raise ValueError(
+            "`reinforced` must be left out with `lora_4bit` or `lora_bf16` (its difference to such a model "
+            "would be rounding). Leave one of them out."
+        )
     own, other = (
         config.get_text_config().vocab_size
         for config in (language_model(model).config, load_config(reinforced))

@@ -191,7 +191,10 @@ class RunRecord(Entry):
     method: str | None = None
     after: Predecessor | None = Field(None, description="the run that this one continues")
     data: dict[str, DataEntry] = Field(default_factory=dict)
-    models: dict[str, ModelEntry] = Field(default_factory=dict, description="before, after, control")
+    models: dict[str, ModelEntry] = Field(
+        default_factory=dict,
+        description="before, after, control; reinforced: one that a method asked besides",
+    )
     files: dict[str, str] | None = Field(
         None,
         description="file of the saved model/, by its name there -> SHA-256 of its bytes; null: no model was "

@@ -227,6 +227,24 @@ class Run:
         """Note where a model came from and the hash of its weights."""
         self.models[stage] = model_entry(source, model)
 
+    def describe_seconds(self, recipe: Method) -> None:
+        """Note the models that a method asks beside the run's own, each loaded for its hash and let go.
+
+        Raises:
+            UsageError: One is not there, or is the run's own.
+        """
+        for i, place in enumerate(recipe.second_models):
+            with self.timed("load"):
+                other = load_model(place, trust_remote_code=self.options.trust_remote_code)
+            name = "reinforced" if i == 0 else f"reinforced {i + 1}"
+            self.describe(name, place, other)
+            if self.models[name].sha256 == self.models["before"].sha256:
+                raise UsageError(
+                    f"A reinforced model must have been taught further; {place} has the weights of the model "
+                    "itself. Teach it: expunge finetune --data FORGET --output FOLDER, perhaps with --set "
+                    "target_loss=0.001, and name FOLDER/model."
+                )
+
     def evaluate(self, stage: Stage, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Have the model examined on all sets, and measure it beside the control, where that came first."""
         benchmark = self.subject

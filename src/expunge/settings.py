@@ -73,6 +73,10 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
 
 def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """With another weighting, step size or selector where the settings name one; the name says so."""
+    if "weighting" in settings and method.merge and method.merge.further:
+        raise UsageError(
+            f"--set weighting must be left out with method {method.name}, whose trainings differ in theirs."
+        )
     rest, names = dict(settings), [method.name]
     parts: dict[str, Any] = {}
     if "selector" in rest:

@@ -70,6 +70,8 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
         raise UsageError(f"This run cannot start: {error}") from error
     unlearner.cache = run.options.cache
     unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
+    second = (entry.sha256[:16] for name, entry in run.models.items() if name.startswith("reinforced"))
+    unlearner.monitor.state.fingerprint += "".join(second)
     unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
     if (checkpoint := _checkpoint(run)) is not None:
         try:

@@ -100,6 +100,12 @@ class Method:
         return tuple(dict.fromkeys(name for pair in read for name in pair if name is not None))
 
     @property
+    def second_models(self) -> tuple[str, ...]:
+        """Folders or names of the models that objectives ask beside the run's own."""
+        found = (o.needs.generic.model for o in self.objectives if o.needs.generic)
+        return tuple(dict.fromkeys(found))
+
+    @property
     def forgets(self) -> bool:
         """Whether forget records are read, or what is derived from them."""
         return any(map(is_forget, self.sources))

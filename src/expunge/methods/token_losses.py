@@ -122,7 +122,7 @@ def ce_u(skip: int = 1) -> Method:
     return Method("ce-u", (CEU(skip=skip),), Constant((1.0,)))
 
 
-def whp(selector: str = "", reinforced: str = "", alpha: float = 5.0) -> Method:
+def whp(selector: str = "", reinforced: str = "", alpha: float | None = None) -> Method:
     r"""Who's Harry Potter: generic tokens in the place of telling ones.
 
     Minimise $-\log p(y')$ on the forget set, y' being the best token of
@@ -136,12 +136,14 @@ def whp(selector: str = "", reinforced: str = "", alpha: float = 5.0) -> Method:
         selector: Name of the rule that chooses the tokens that count; empty is `all` with a reinforced
             model, and `entities` without.
         reinforced: Folder or name of the reinforced model; empty does without.
-        alpha: α, positive. The paper names none; with 5 a token that the reinforced model raises by one nat
-            falls by five.
+        alpha: α, positive, 5 by default; only with a reinforced model. A token that it raises by one nat
+            falls by α.
 
     Reference:
         Eldan and Russinovich (2023), arXiv 2310.02238, equation 1 and section 2.
     """
-    generic = Replacement(reinforced=reinforced, alpha=alpha)
+    if alpha is not None and not reinforced:
+        raise ValueError(f"`alpha` must be left out without `reinforced`; got {alpha}. Name that model, too.")
+    generic = Replacement(reinforced=reinforced, alpha=5.0 if alpha is None else alpha)
     chosen = selector or ("all" if reinforced else "entities")
     return Method("whp", (Selected(generic, chosen),), Constant((1.0,)))
