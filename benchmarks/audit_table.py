@@ -50,9 +50,10 @@ from expunge.auditing.subjects import halved
 from expunge.collate import Encoding
 from expunge.heap import keep_freed_memory
 from expunge.intervals import exact_share
-from expunge.models import load_model, load_tokenizer, weights_hash
+from expunge.models import load_model, load_tokenizer
 from expunge.record import read_record, write_atomically
 from expunge.records import Record
+from expunge.weights import weights_hash
 
 METHODS = "ngdiff,npo,simnpo,grad-diff,rmu"
 ATTACKS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 import attacked_models
 from expunge.attacks import FAMILIES, Attack, Clock, Findings
-from expunge.models import weights_hash
+from expunge.weights import weights_hash
 
 
 def assert_contract(attack: Attack, model: LlamaForCausalLM, world: ModuleType = attacked_models) -> None:

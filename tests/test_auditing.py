@@ -25,8 +25,8 @@ from expunge.auditing.running import announced
 from expunge.auditing.subjects import cases, halved
 from expunge.defences.defended import Defended
 from expunge.defences.filters import RefusePrompts
-from expunge.models import weights_hash
 from expunge.progress import Silent
+from expunge.weights import weights_hash
 
 SETS = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
 BOTH = ["prompt", FirstTokens()]

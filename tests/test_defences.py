@@ -34,11 +34,11 @@ from expunge.defences.filters import Paraphrase, RefuseAnswers, RefusePrompts, S
 from expunge.defences.pass_through import PassThrough, nearest_tokens
 from expunge.errors import UsageError
 from expunge.generation import generate
-from expunge.models import weights_hash
 from expunge.records import Record
 from expunge.refusals import REFUSALS
 from expunge.report.audit import render
 from expunge.scoring import score
+from expunge.weights import weights_hash
 from weakened_models import FORGET, PROBES, RETAIN, knowing, never_knew, target, tokenizer
 
 

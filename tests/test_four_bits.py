@@ -15,9 +15,11 @@ import expunge
 from expunge import UsageError
 from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
-from expunge.models import four_bit, load_model, parameter_count, weights_hash, weights_norm
+from expunge.four_bits import four_bit
+from expunge.models import load_model
 from expunge.record import write_record
 from expunge.verify import verify
+from expunge.weights import parameter_count, weights_hash, weights_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
 

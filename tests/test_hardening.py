@@ -24,13 +24,13 @@ from expunge.defences.sharpness import uphill
 from expunge.hidden import residual_stream
 from expunge.methods import Method, grad_diff, ngdiff, npo
 from expunge.methods.difference import fine_tune
-from expunge.models import weights_norm
 from expunge.objectives import NLL, Ascent
 from expunge.observation import token_logits
 from expunge.records import read_records
 from expunge.settings import configuration
 from expunge.unlearner import Unlearner
 from expunge.weightings import Constant
+from expunge.weights import weights_norm
 
 FORGET, RETAIN = conftest.rows()[:6], conftest.rows()[6:]
 NORM = math.sqrt(sum(float(p.detach().double().square().sum()) for p in conftest.build_model().parameters()))

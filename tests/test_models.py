@@ -34,13 +34,8 @@ from expunge import default_model, models
 from expunge.collate import end_token
 from expunge.default_model import DEFAULT_MODEL, default_folder
 from expunge.errors import UsageError
-from expunge.models import (
-    configured_context,
-    load_model,
-    load_tokenizer,
-    save_model,
-    weights_hash,
-)
+from expunge.models import configured_context, load_model, load_tokenizer, save_model
+from expunge.weights import weights_hash
 
 INPUT = torch.arange(5, 25)[None]
 

@@ -10,9 +10,10 @@ import expunge
 from expunge import UsageError
 from expunge.arguments import UnlearningArguments
 from expunge.methods import whp
-from expunge.models import load_model, weights_hash
+from expunge.models import load_model
 from expunge.observation import generic_labels
 from expunge.unlearner import Unlearner
+from expunge.weights import weights_hash
 
 ROWS = conftest.rows()
 FORGET, RETAIN = ROWS[:6], ROWS[6:]

@@ -15,8 +15,8 @@ from torch import nn
 
 from expunge.arguments import UnlearningArguments
 from expunge.errors import UsageError
+from expunge.four_bits import keep_codes
 from expunge.hidden import blocks
-from expunge.models import keep_codes
 
 ALL_LINEAR = "all-linear"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import UsageError
-from expunge.models import FOUR_BIT
+from expunge.four_bits import FOUR_BIT
 from expunge.record import Evaluation, ModelEntry, Predecessor, RunRecord, read_record
 from expunge.records import Record, Records, check_disjoint, normalised, read_records
 

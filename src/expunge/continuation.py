@@ -12,13 +12,14 @@ from expunge.benchmarks.records import UserRecords
 from expunge.chain import Chain
 from expunge.errors import UsageError
 from expunge.inference import model_context
-from expunge.models import CausalModel, load_as, weights_hash
+from expunge.models import CausalModel, load_as
 from expunge.neighbours import read_neighbours
 from expunge.record import Evaluation
 from expunge.records import Records
 from expunge.runs import Run
 from expunge.tables import examine
 from expunge.unlearner import Unlearner
+from expunge.weights import weights_hash
 
 
 @dataclass

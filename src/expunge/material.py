@@ -25,13 +25,14 @@ from expunge.facts import needs_facts
 from expunge.hidden import blocks, resolve_layers
 from expunge.inference import language_model, model_context
 from expunge.methods import Method
-from expunge.models import load_config, weights_hash, weights_norm
+from expunge.models import load_config
 from expunge.records import Records
 from expunge.references import adapter_is_idle, live_sources
 from expunge.schedules import ChunkPlan
 from expunge.selectors import find_selector
 from expunge.self_retain import write_retain
 from expunge.sharding import fsdp_wanted
+from expunge.weights import weights_hash, weights_norm
 
 
 def missing(method: Method, names: Mapping[str, Any], args: UnlearningArguments) -> list[str]:
@@ -191,7 +192,7 @@ def hardening_of(method: Method, args: UnlearningArguments, norm: float = 1.0) -
     Args:
         method: One that reads no forget records has none.
         args: Settings.
-        norm: ‖θ‖₂ of the model (`models.weights_norm`). Whether there is an adversary does not depend on it.
+        norm: ‖θ‖₂ of the model (`weights.weights_norm`). Whether there is an adversary does not depend on it.
     """
     return args.hardening(method.relative_sharpness * norm) if method.forgets else Hardening()
 

@@ -1,4 +1,4 @@
-"""Loading, hashing and saving models: a folder, an adapter, the embedded default, the Hub.
+"""Loading and saving models: a folder, an adapter, the embedded default, the Hub.
 
 Whatever is wrong with a folder or a name is said in one `UsageError`, before anything large is read
 where that can be known. A folder that this module writes is whole or absent.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import json
-import math
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,7 +23,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -37,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from expunge.default_model import DEFAULT_MODEL, HOW_TO_GET, default_folder
 from expunge.disk import sync, writing
 from expunge.errors import UsageError, one_line
-from expunge.record import ModelEntry
+from expunge.four_bits import FOUR_BIT, four_bit, keep_codes
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = ("*.safetensors",)
@@ -48,9 +44,6 @@ if TYPE_CHECKING:
     CausalModel = PreTrainedModel
 else:
     CausalModel = nn.Module  # at run time it may be a PeftModel, which answers to the same calls
-
-FOUR_BIT = ("nf4", "fp4")
-"""What weights may be held in beside the dtypes of torch."""
 
 ModelSource = str | Path | nn.Module
 """How a user may give a model: by name, by folder, or as it is in memory."""
@@ -132,49 +125,6 @@ def load_as(
     )
 
 
-def four_bit(device: torch.device, kind: str = "nf4") -> Any:
-    """How to load a model in 4 bits for an adapter to train on (QLoRA).
-
-    Args:
-        device: Where it will stand.
-        kind: `nf4` or `fp4`.
-
-    Raises:
-        UsageError: bitsandbytes is not installed, or does not run there.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError("lora_4bit needs the package bitsandbytes: pip install 'expunge[qlora]'.")
-    found = importlib.import_module("bitsandbytes")
-    able: set[str] = getattr(found, "supported_torch_devices", {"cuda"})  # which came with 0.46
-    if device.type not in able:
-        raise UsageError(
-            f"lora_4bit needs a device that bitsandbytes {found.__version__} runs on "
-            f"({', '.join(sorted(able))}); the run is on {device.type}. Leave it off: LoRA runs without."
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
-def keep_codes(model: nn.Module) -> None:
-    """Let no pass change how 4-bit weights are held; a model without any is left alone.
-
-    In evaluation mode on a CPU with AVX512-BF16, bitsandbytes (0.50) packs them anew, in place and with
-    coarser scales (and fails where a matrix has no multiple of 32 rows); a training step afterwards passes no
-    gradient through them. On every device a first pass rounds biases to the precision of the products.
-    """
-    for module in model.modules():
-        if not (_quantised(getattr(module, "weight", None)) and hasattr(module, "compute_dtype")):
-            continue
-        layer = cast(Any, module)
-        layer.support_avx512bf16_for_cpu = False
-        if layer.bias is not None and layer.compute_dtype is not None:
-            layer.bias.data = layer.bias.data.to(layer.compute_dtype)
-
-
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer. One without a pad token pads with its end-of-sequence token.
 
@@ -225,70 +175,6 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Pretr
     config = _load_config(place, trust_remote_code)
     _check_causal(config, source)
     return config
-
-
-def model_entry(source: str, model: nn.Module) -> ModelEntry:
-    """A model as a record tells of it.
-
-    Args:
-        source: What it is called.
-        model: Its weights are hashed. Where the matrices of its blocks are in 4 bits, `dtype` is their code,
-            `nf4` or `fp4`.
-    """
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    codes = (str(state.quant_type) for p in model.parameters() if (state := _quantised(p)))
-    return ModelEntry(
-        source=source,
-        sha256=weights_hash(model),
-        parameters=parameter_count(model),
-        dtype=next(codes, dtype),
-    )
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over name, shape, dtype and bytes of every tensor of the state, by name; tied ones once."""
-    digest = hashlib.sha256()
-    seen = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        storage = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and storage in seen:
-            continue
-        seen.add(storage)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Parameters, trained or frozen; tied ones once, those in 4 bits each for itself."""
-    return sum(_quantised(p).shape.numel() if _quantised(p) else p.numel() for p in model.parameters())
-
-
-def weights_norm(model: nn.Module) -> float:
-    """‖θ‖₂ over all parameters, trained or frozen; of those in 4 bits as they are read.
-
-    Raises:
-        ValueError: A parameter holds codes of another kind.
-    """
-    return math.hypot(*(_norm(name, parameter) for name, parameter in model.named_parameters()))
-
-
-def _norm(name: str, parameter: nn.Parameter) -> float:
-    values = parameter.detach()
-    if state := _quantised(parameter):
-        values = importlib.import_module("bitsandbytes.functional").dequantize_4bit(values, state)
-    if not values.is_floating_point():
-        raise ValueError(
-            f"the weights must be numbers or 4-bit codes for their norm to be known; {name} holds "
-            f"{values.dtype}. Set `sharpness`, or load the model unquantised."
-        )
-    wide = torch.float32 if values.device.type == "mps" else torch.float64  # which has no float64
-    return float(torch.linalg.vector_norm(values, dtype=wide))
-
-
-def _quantised(parameter: object) -> Any:
-    """How bitsandbytes holds a parameter in 4 bits (its `QuantState`); None for one that is plain."""
-    return getattr(parameter, "quant_state", None)
 
 
 def save_model(model: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

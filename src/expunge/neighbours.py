@@ -29,13 +29,14 @@ from expunge.factories import nearest
 from expunge.locks import exclusive
 from expunge.material import means_of
 from expunge.mining import Pair, Reader, mine
-from expunge.models import ModelSource, load_model, load_tokenizer, model_entry
+from expunge.models import ModelSource, load_model, load_tokenizer
 from expunge.progress import Reporter, Silent
 from expunge.record import DataEntry, Entry, ModelEntry, faults, write_atomically
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.run_options import RunOptions
 from expunge.runs import data_entry
 from expunge.settings import arguments
+from expunge.weights import model_entry
 
 RECORD, CURRICULUM, PROBES, RETAIN = "neighbours.json", "neighbours.jsonl", "probes.jsonl", "retain.jsonl"
 

@@ -26,6 +26,7 @@ from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.file_hashes import file_hashes
+from expunge.four_bits import four_bit, keep_codes
 from expunge.heap import give_back
 from expunge.inference import model_context
 from expunge.material import complete, means_of
@@ -34,11 +35,8 @@ from expunge.models import (
     CausalModel,
     ModelSource,
     configured_context,
-    four_bit,
-    keep_codes,
     load_model,
     load_tokenizer,
-    model_entry,
     save_model,
 )
 from expunge.monitor import RunState
@@ -58,6 +56,7 @@ from expunge.redaction import REDACTED, redacted
 from expunge.report import write_report
 from expunge.run_options import Kind, RunOptions
 from expunge.tables import Tables, examine, work
+from expunge.weights import model_entry
 
 
 @dataclass(frozen=True)

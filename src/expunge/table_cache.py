@@ -27,9 +27,9 @@ from expunge import ranks
 from expunge.errors import UsageError
 from expunge.generation import Generation
 from expunge.inference import Precision, Progress, language_model
-from expunge.models import weights_hash
 from expunge.scoring import TokenScores
 from expunge.tables import Part, Table, Tables, work
+from expunge.weights import weights_hash
 
 _DECIDING = (
     "collate", "generation", "gradients", "inference", "logits", "prefixes", "ranks", "scoring",

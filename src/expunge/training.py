@@ -17,11 +17,12 @@ from expunge.errors import UsageError
 from expunge.file_hashes import differences
 from expunge.heap import give_back
 from expunge.methods import Method
-from expunge.models import CausalModel, load_as, weights_hash
+from expunge.models import CausalModel, load_as
 from expunge.monitor import RunState
 from expunge.record import RunRecord
 from expunge.runs import Run, data_entries
 from expunge.unlearner import Unlearner
+from expunge.weights import weights_hash
 
 
 def ended(run: Run, recipe: Method) -> RunRecord | None:

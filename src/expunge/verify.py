@@ -20,10 +20,12 @@ from expunge.default_model import DEFAULT_MODEL
 from expunge.environment import installed
 from expunge.errors import UsageError
 from expunge.file_hashes import differences
-from expunge.models import FOUR_BIT, load_as, weights_hash
+from expunge.four_bits import FOUR_BIT
+from expunge.models import load_as
 from expunge.record import DataEntry, ModelEntry, RunRecord, read_record
 from expunge.records import read_records
 from expunge.report import render
+from expunge.weights import weights_hash
 
 Verdict = Literal["verified", "readable", "differs", "not checked"]
 

@@ -33,8 +33,8 @@ from expunge.auditing.store import Store, key_of, marks, redacted
 from expunge.defences.defended import Defended
 from expunge.errors import UsageError
 from expunge.inference import Precision
-from expunge.models import weights_hash
 from expunge.progress import Reporter, Silent
+from expunge.weights import weights_hash
 
 logger = logging.getLogger(__name__)
 

@@ -21,16 +21,10 @@ from expunge.defences.defended import Defended
 from expunge.errors import UsageError
 from expunge.generation import Guarded
 from expunge.inference import model_context
-from expunge.models import (
-    ModelSource,
-    configured_context,
-    load_model,
-    load_tokenizer,
-    model_entry,
-    weights_hash,
-)
+from expunge.models import ModelSource, configured_context, load_model, load_tokenizer
 from expunge.record import ModelEntry
 from expunge.records import Record, Records
+from expunge.weights import model_entry, weights_hash
 
 Targets = dict[Role, Target]
 
