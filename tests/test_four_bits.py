@@ -17,7 +17,7 @@ from expunge.adapters import merge_adapter, prepare_trainable
 from expunge.arguments import UnlearningArguments
 from expunge.four_bits import four_bit
 from expunge.models import load_model
-from expunge.record import write_record
+from expunge.record import read_record, write_record
 from expunge.verify import verify
 from expunge.weights import parameter_count, weights_hash, weights_norm
 
@@ -146,8 +146,6 @@ def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     assert all(torch.equal(p, ours[name]) for name, p in saved.named_parameters() if "lora_" in name)
     with pytest.raises(ValueError, match="`lora_merge` must be False with weights in few"):
         merge_adapter(result.model)
-    with pytest.raises(UsageError, match=r"must name a run whose model is held in full; .* 4-bit weights"):
-        expunge.unlearn(after=tmp_path / "run", forget=rows[6:9], retain=rows[9:], template="none")
     verdicts = {finding.what: finding.verdict for finding in verify(tmp_path / "run")}
     assert {verdicts["files of model/"], verdicts["model/ (after)"]} == {"verified"}
     assert verdicts[f"model before ({folder})"] == "verified"
@@ -157,6 +155,38 @@ def test_a_run_trains_the_adapter_alone_and_saves_it(folder, tmp_path):
     write_record(other, tmp_path / "run")  # as another device may round
     verdicts = {finding.what: finding.verdict for finding in verify(tmp_path / "run")}
     assert {verdicts["model/ (after)"], verdicts[f"model before ({folder})"]} == {"not checked"}
+
+
+@pytest.mark.parametrize("held", ["nf4", "bfloat16"])
+def test_the_next_request_trains_the_same_adapter_on_weights_held_as_before(folder, tmp_path, held):
+    rows, first = conftest.rows(), tmp_path / "one"
+    sets = {"forget": rows[:6], "later": rows[6:9], "retain": rows[9:]}
+    for name, found in sets.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    paths = {name: tmp_path / f"{name}.jsonl" for name in sets}
+    usual = {
+        "retain": paths["retain"],
+        "template": "none",
+        "seed": 0,
+        "max_steps": 2,
+        "check_every": 0,
+        "rows": 4,
+    }
+    adapter = {"lora_rank": 2, "lora_merge": False, "lora_4bit" if held == "nf4" else "lora_bf16": True}
+    expunge.unlearn(str(folder), forget=paths["forget"], output=first, learning_rate=1e-3, **adapter, **usual)
+    second = expunge.unlearn(after=first, forget=paths["later"], output=tmp_path / "two", **usual)
+    earlier, record = read_record(first), second.record
+    assert earlier.models["after"].dtype == record.models["before"].dtype == held
+    assert earlier.models["after"].sha256 == record.models["before"].sha256 != record.models["after"].sha256
+    assert record.after.first_evaluation.splits["retain"] == earlier.evaluations["before"].splits["retain"]
+    ours = load_model(first / "model")
+    trained = {name for name, p in ours.named_parameters() if "lora_" in name}
+    assert {name for name, p in second.model.named_parameters() if p.requires_grad} == trained
+    changed = {k: v.model_copy(update={"sha256": "0" * 64}) for k, v in earlier.models.items()}
+    write_record(earlier.model_copy(update={"models": changed}), first)
+    why = "Restore them, or go on where it ran" if held == "nf4" else "Restore them."
+    with pytest.raises(UsageError, match=rf"the weights differ: they were changed after the run.*{why}"):
+        expunge.unlearn(after=first, forget=paths["later"], output=tmp_path / "three", **usual)
 
 
 def test_four_bits_need_bitsandbytes_and_a_device_it_runs_on(monkeypatch):

@@ -88,13 +88,8 @@ class Chain:
         """Refuse a model that is not what the last request left.
 
         Raises:
-            UsageError: The hash of its weights is another, or it was held in 4 bits.
+            UsageError: The hash of its weights is another.
         """
-        if self.result.dtype in FOUR_BIT:
-            raise UsageError(
-                f"--after must name a run whose model is held in full; that of {self.folder} is an adapter "
-                "on 4-bit weights, which are not saved. Take a run without lora_4bit."
-            )
         if sha256 == self.result.sha256:
             return
         if given:
@@ -102,9 +97,13 @@ class Chain:
                 f"--model must be the result of the run in {self.folder} when --after names it; its weights "
                 "differ. Leave --model out."
             )
+        place = self.folder / "model"
+        fix = "Restore them."
+        if self.result.dtype in FOUR_BIT:
+            fix = "Restore them, or go on where it ran: another device may round 4-bit codes otherwise."
         raise UsageError(
-            f"{self.folder / 'model'} must hold the model that its record.json names; the weights differ: "
-            "they were changed after the run. Restore them."
+            f"{place} must hold the model that its record.json names; the weights differ: they were changed "
+            f"after the run. {fix}"
         )
 
     def check_first(self, sha256: str, source: str) -> None:

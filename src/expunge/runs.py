@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
@@ -26,7 +25,7 @@ from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
 from expunge.errors import UsageError
 from expunge.file_hashes import file_hashes
-from expunge.four_bits import four_bit, keep_codes
+from expunge.four_bits import FOUR_BIT, keep_codes
 from expunge.heap import give_back
 from expunge.inference import model_context
 from expunge.material import complete, means_of
@@ -35,6 +34,7 @@ from expunge.models import (
     CausalModel,
     ModelSource,
     configured_context,
+    load_as,
     load_model,
     load_tokenizer,
     save_model,
@@ -150,19 +150,20 @@ class Run:
                 trust = self.options.trust_remote_code
                 tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
                 self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
-                device, begins = self.args.device, stage == "before"
-                loaded = load_model(
-                    model,
-                    dtype=torch.bfloat16 if self.args.lora_bf16 and begins else torch.float32,
-                    trust_remote_code=trust,
-                    quantization=four_bit(device) if self.args.lora_4bit and begins else None,
-                    device=device,
-                )
+                loaded = load_as(model, self._held(stage), device=self.args.device, trust_remote_code=trust)
                 source = str(model)
             if not getattr(loaded, "is_loaded_in_4bit", False):  # that one stands where it was loaded
                 loaded.to(self.args.device)  # type: ignore[arg-type]
             self.describe(stage, source, loaded)
             return loaded, tokenizer
+
+    def _held(self, stage: str) -> str:
+        """What a model's weights are to be held in; where a run is continued, what that one held them in."""
+        if stage != "before":
+            return "float32"
+        if self.args.lora_4bit or self.args.lora_bf16:
+            return FOUR_BIT[0] if self.args.lora_4bit else "bfloat16"
+        return self.chain.result.dtype if self.chain else "float32"
 
     def derive(self, recipe: Method, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make the data sets that a method reads and nobody gave; a resumed run takes those it made before.

@@ -32,7 +32,7 @@ from expunge.tables import Part, Table, Tables, work
 from expunge.weights import weights_hash
 
 _DECIDING = (
-    "collate", "generation", "gradients", "inference", "logits", "prefixes", "ranks", "scoring",
+    "collate", "four_bits", "generation", "gradients", "inference", "logits", "prefixes", "ranks", "scoring",
     "table_cache", "tables",
 )  # fmt: skip
 """Modules whose code decides what a table holds."""

@@ -37,8 +37,8 @@ FOLDER = "findings"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _DECIDING = (
-    "attribution.py", "batching.py", "collate.py", "generation.py", "gradients.py", "hidden.py",
-    "inference.py", "intervals.py", "logits.py", "membership.py", "metrics.py", "observation.py",
+    "attribution.py", "batching.py", "collate.py", "four_bits.py", "generation.py", "gradients.py",
+    "hidden.py", "inference.py", "intervals.py", "logits.py", "membership.py", "metrics.py", "observation.py",
     "prefixes.py", "sampling.py", "scoring.py", "tables.py", "words.py",
 )  # fmt: skip
 """Modules, besides those of the attacks, whose code decides what an attack finds."""
