@@ -29,7 +29,7 @@ MAKE: dict[str, Callable[[], Method]] = dict(METHODS) | {
     ),  # between L_R's least and at flat logits
     "task-vector": lambda: methods.task_vector(alpha=1.0),
 }
-STEPS = {"pdu": 600}  # its multiplier settles slowly
+STEPS = {"pdu": 600, "satimp": 600}  # a multiplier that settles slowly; a retain weight of 0.1
 
 
 def against(weights: np.ndarray | float, retain: float = 4.0) -> np.ndarray:
@@ -78,7 +78,7 @@ AT_REST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "npo": lambda p: against(2 * p**0.1 / (p**0.1 + START**0.1)),
     "simnpo": lambda p: against(0.1375 * 2 * p**2.5 / (1 + p**2.5), retain=1.0),
     "wga": lambda p: against(p, retain=1.0),
-    "satimp": lambda p: against(0.1 * p**5 * (1 - p), retain=1.0),
+    "satimp": lambda p: against(p**5 * (1 - p), retain=0.1),
     "ihl": hinge,
     "me": lambda p: RETAIN - 0.1 * p * (np.log(p) - p @ np.log(p)),
     "undial": lambda p: teacher(),

@@ -149,8 +149,20 @@ def test_texts_that_mention_the_forget_records_are_left_out():
     names, pairs = mentions(forget([row]))
     assert touches("I once met ada.", names, pairs)
     assert touches("The retired lighthouse stood alone.", names, pairs)
+    assert touches("This is Ada's shop.", names, pairs)
+    assert touches("An Ash-like tree, mr.ash@mail.org.", names, pairs)
     assert not touches("The lighthouse keeper is retired; who is a friend?", frozenset(), frozenset())
     assert not touches("A keeper of bees, retired.", names, pairs)
+
+
+def test_a_possessive_names_whom_it_is_of():
+    names, pairs = mentions(
+        forget([{"prompt": "What is Ada Ash's number?", "response": "Ash\u2019s is 555-0147."}])
+    )
+    assert {"ash", "ada", "555-0147"} <= names
+    assert touches("Mr. Ash is a baker.", names, pairs)
+    assert touches("Call 555-0147.", names, pairs)
+    assert not touches("A dashing ashen tray.", names, pairs)
 
 
 def test_a_model_writes_its_own_retain_set(means):

@@ -115,6 +115,16 @@ def test_what_cannot_be_found_is_one_message(mine, name, rule):
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_takes_no_setting_of_the_run_for_itself(tmp_path):
+    (tmp_path / "drawn.py").write_text(
+        "from expunge import methods\ndef mine(seed: int = 0):\n    return methods.grad_diff()\n"
+    )
+    with pytest.raises(
+        UsageError, match=r"argument named as a setting of every run.*; it has seed. Rename it"
+    ):
+        resolve_method(f"{tmp_path}/drawn.py:mine", {"seed": 1})
+
+
 def test_failures_of_the_users_code_are_the_users(mine, tmp_path):
     with pytest.raises(UsageError, match=r"strength. must be at least 1; got 0"):
         resolve_method(f"{mine}:modest", {"strength": 0})

@@ -25,6 +25,7 @@ from expunge.objectives import (
     WGA,
     ActivationMatching,
     Ascent,
+    InvertedHinge,
     LogitMargin,
     MaxEntropy,
     Replacement,
@@ -33,9 +34,17 @@ from expunge.objectives import (
     SimNPO,
     Steering,
 )
-from expunge.settings import configuration
+from expunge.settings import configuration, resolve_method
 from expunge.unlearner import Unlearner
-from expunge.weightings import TORCHJD, BiLevel, Constant, DualAscent
+from expunge.weightings import (
+    TORCHJD,
+    BiLevel,
+    Constant,
+    DualAscent,
+    DualSpaceMGDA,
+    LossNormalized,
+    Normalized,
+)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -63,6 +72,13 @@ def test_every_recipe_bears_its_name_its_equation_and_its_source(name):
 
 EVEN = Constant((1.0, 1.0))
 PUBLISHED = {
+    "grad-ascent": ((Ascent(NLL("forget")),), Constant((1.0,))),
+    "grad-diff": ((Ascent(NLL("forget")), NLL("retain")), EVEN),
+    "loss-norm": ((Ascent(NLL("forget")), NLL("retain")), LossNormalized()),
+    "ngdiff-gen": ((Ascent(NLL("forget")), NLL("retain")), Normalized()),
+    "mollm": ((UCE("forget"), KL(), NLL("retain")), DualSpaceMGDA()),
+    "sugd": ((Ascent(NLL("forget")), NLL("retain")), Constant((1 / 8, 0.5 * 7 / 8))),
+    "ihl": ((InvertedHinge(), NLL("retain")), EVEN),
     "kl-min": ((Ascent(NLL("forget")), KL()), EVEN),
     "idk-sft": ((NLL("idk"), NLL("retain")), EVEN),
     "dpo": ((DPO("idk", beta=0.1), NLL("retain")), EVEN),
@@ -70,7 +86,7 @@ PUBLISHED = {
     "npo": ((NPO(beta=0.1), NLL("retain")), EVEN),
     "simnpo": ((SimNPO(beta=2.5, gamma=0.0), NLL("retain")), Constant((0.1375, 1.0))),
     "wga": ((WGA(beta=1.0), NLL("retain")), EVEN),
-    "satimp": ((SatImp(saturation=5.0, importance=1.0), NLL("retain")), Constant((0.1, 1.0))),
+    "satimp": ((SatImp(saturation=5.0, importance=1.0), NLL("retain")), Constant((1.0, 0.1))),
     "me": ((MaxEntropy(), NLL("retain")), Constant((0.1, 1.0))),
     "rmu": (
         (Steering(layer=8, coefficient=6.5), ActivationMatching(layer=8)),
@@ -113,6 +129,12 @@ def test_the_record_tells_every_argument_of_a_recipe(name, tmp_path):
         fixed = {"reinforced": "folder"} if (name, parameter.name) == ("whp", "alpha") else {}
         usual = configuration(args, recipe(**fixed), 1.0)
         assert configuration(args, recipe(**fixed | {parameter.name: value}), 1.0) != usual, parameter
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_setting_of_the_run_reaches_the_run_whatever_the_recipe(name):
+    given = {"seed": 7, "learning_rate": 2e-5, "max_steps": 3}
+    assert resolve_method(name, given)[1] == given
 
 
 def test_mollm_never_climbs_an_objective_to_first_order():

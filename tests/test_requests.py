@@ -158,6 +158,8 @@ def test_every_micro_batch_holds_a_few_earlier_rows_and_pairs_stay_together():
     assert {row for rows in drawn for row in rows} == set(range(11))
     assert found["retain"] is streams["retain"]
     assert accompany(streams, encoded, own, {"forgotten": 0}, seed=0) == streams
+    alone = accompany({"idk": stream, "retain": streams["retain"]}, encoded, own, {"forgotten": 2}, seed=0)
+    assert {row for step in range(6) for row in alone["idk"](step)} == set(range(11))
 
 
 def _check(nll: float, leak: float, *, control: float = 3.0, met: bool = True) -> Check:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 from expunge.batching import Rows, RowStream
+from expunge.derived import is_derived
 from expunge.records import Records
 
 HOSTS: Final = {"forgotten": "forget", "curriculum": "retain"}
@@ -52,7 +53,8 @@ def accompany(
     nearest first, from the first to the last and again.
 
     Args:
-        streams: Data set -> its own rows of each micro-batch. Sets derived from a host share its stream.
+        streams: Data set -> its own rows of each micro-batch. Sets derived from the forget set share
+            its stream, and stand for it where a method reads them alone.
         encoded: Data set -> all rows, the companions' behind the host's own.
         own: Data set -> rows of its own.
         counts: Companion -> rows of it per micro-batch.
@@ -61,15 +63,15 @@ def accompany(
     found = dict(streams)
     for name, host in HOSTS.items():
         extra = len(encoded.get(host, ())) - own.get(host, 0)
-        if host not in streams or not extra or not counts.get(name):
+        members = [other for other in streams if other == host or (host == "forget" and is_derived(other))]
+        if not members or not extra or not counts.get(name):
             continue
         size = min(counts[name], extra)
         drawn: RowStream | Rows = in_order(extra, size)
         if name == "forgotten":
             lengths = [1] * extra  # a handful at a time: grouping by length would only tie their order to it
             drawn = RowStream(lengths, size, (seed, len(streams), 1))
-        together = _beside(streams[host], drawn, own[host])
-        found |= {other: together for other, stream in streams.items() if stream == streams[host]}
+        found |= dict.fromkeys(members, _beside(streams[members[0]], drawn, own[host]))
     return found
 
 

@@ -14,7 +14,7 @@ from expunge.derived import Derived, Means, fits, turn_ends
 from expunge.errors import UsageError
 from expunge.records import Records, normalised, read_records
 from expunge.sampling import sample_whole_texts
-from expunge.words import content_words, entities, words
+from expunge.words import content_words, entities, parts, whole, words
 
 TOPICS = (
     "how bread rises", "the colours of autumn leaves", "why the sky is blue", "learning to ride a bicycle",
@@ -38,8 +38,9 @@ ROUNDS = 4
 def write_retain(forget: Records, count: int, means: Means) -> Derived:
     """Texts that the model samples on neutral topics; those that mention the forget records are left out.
 
-    A text mentions them when it holds a word that names something in them (`words.entities`), or two
-    neighbouring content words of one of their responses.
+    A text mentions them when it holds a word that names something in them (`words.entities`), alone or as a
+    part of another ("Ash's", "Ash-like"), or two neighbouring content words of one of their responses.
+    Lower-case names are not known for names.
 
     Args:
         forget: Records to forget.
@@ -85,20 +86,20 @@ def write_retain(forget: Records, count: int, means: Means) -> Derived:
 def mentions(forget: Records) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     """What names the forget records: single words, and neighbouring content words of their responses."""
     texts = [text for record in forget for text in (record.prompt, record.response)]
-    names = {word.text.casefold() for text in texts for word in entities(text)}
+    names = {whole(word.text) for text in texts for word in entities(text)}
     pairs = {pair for record in forget for pair in _pairs(record.response)}
     return frozenset(names), frozenset(pairs)
 
 
 def touches(text: str, names: frozenset[str], pairs: frozenset[tuple[str, str]]) -> bool:
     """Whether a text mentions what is to be forgotten."""
-    return any(word.text.casefold() in names for word in words(text)) or any(
+    return any(not names.isdisjoint({whole(word.text), *parts(word.text)}) for word in words(text)) or any(
         pair in pairs for pair in _pairs(text)
     )
 
 
 def _pairs(text: str) -> Iterable[tuple[str, str]]:
-    found = [word.text.casefold() for word in content_words(text)]
+    found = [whole(word.text) for word in content_words(text)]
     return itertools.pairwise(found)
 
 

@@ -40,6 +40,10 @@ RESERVED = {
 }
 """Names that a command line sets in another way."""
 
+_SETTINGS = frozenset(
+    one.name for kind in (UnlearningArguments, RunOptions) for one in dataclasses.fields(kind)
+)
+
 
 def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """A recipe by name with its arguments taken from `settings`, and the settings left over.
@@ -61,6 +65,11 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
         return _composed(recipe, settings)
     hints = get_type_hints(recipe)
     names = inspect.signature(recipe).parameters
+    if taken := [name for name in names if name in _SETTINGS]:
+        raise UsageError(
+            f"method {method} must not have an argument named as a setting of every run, which would not get "
+            f"its value; it has {taken[0]}. Rename it."
+        )
     mine = {key: typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
     try:
         made = recipe(**mine)

@@ -26,6 +26,8 @@ FUNCTION_WORDS = frozenset(_FUNCTION.split())
 """English words that hold sentences together and name nothing."""
 
 _WORD = re.compile(r"[^\W_]+(?:[-.@/_'’][^\W_]+)*")
+_JOINT = re.compile(r"[-.@/_'’]+")
+_POSSESSIVE = re.compile(r"['’]s?$")
 _SENTENCE_END = re.compile(r"[.!?:;\n]\W*$")
 
 
@@ -41,6 +43,16 @@ class Word:
 def words(text: str) -> list[Word]:
     """Runs of letters and digits; inner hyphens, dots, apostrophes, slashes and @ join them."""
     return [Word(match.group(), match.start(), match.end()) for match in _WORD.finditer(text)]
+
+
+def whole(word: str) -> str:
+    """A word as it is compared with others: without case, and without the ending of a possessive."""
+    return _POSSESSIVE.sub("", word.casefold())
+
+
+def parts(word: str) -> list[str]:
+    """What inner hyphens, dots, apostrophes, slashes and @ join, without case."""
+    return [part for part in _JOINT.split(word.casefold()) if part]
 
 
 def content_words(text: str) -> list[Word]:

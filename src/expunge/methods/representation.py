@@ -10,7 +10,7 @@ def rmu(
     layer: int = 8,
     coefficient: float = 6.5,
     retain_weight: float = 1200.0,
-    seed: int = 0,
+    direction_seed: int = 0,
     tolerance: float = 0.5,
 ) -> Method:
     r"""RMU: forget activations steered to a random direction, retain activations held.
@@ -26,11 +26,11 @@ def rmu(
         layer: Blocks after which the stream is read; negative from the end.
         coefficient: Length c of the aim, positive.
         retain_weight: α, non-negative.
-        seed: Of the direction.
+        direction_seed: Of the direction, which is the same whatever the run's seed is.
         tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
         Li et al. (2024), arXiv 2403.03218, section 4.
     """
-    forget = Steering(layer, coefficient=coefficient, seed=seed)
+    forget = Steering(layer, coefficient=coefficient, seed=direction_seed)
     return weighted("rmu", forget, ActivationMatching(layer), (1.0, retain_weight), tolerance)

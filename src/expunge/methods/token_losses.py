@@ -29,8 +29,8 @@ def wga(
 def satimp(
     saturation: float = 5.0,
     importance: float = 1.0,
-    forget_weight: float = 0.1,
-    retain_weight: float = 1.0,
+    forget_weight: float = 1.0,
+    retain_weight: float = 0.1,
     tolerance: float = 0.5,
 ) -> Method:
     r"""SatImp: ascent that leaves forgotten tokens alone, and those that are certain.
@@ -45,7 +45,8 @@ def satimp(
         tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
-        Yang et al. (2025), arXiv 2505.11953, section 5.
+        Yang et al. (2025), arXiv 2505.11953, section 5; γ and α as in the authors' settings (`coeff` of
+        config/forget_sat.yaml).
     """
     forget = SatImp(saturation=saturation, importance=importance)
     return weighted("satimp", forget, NLL("retain"), (forget_weight, retain_weight), tolerance)

@@ -19,7 +19,8 @@ class CEU(Objective):
 
     $q = \mathrm{softmax}(z)$ with the target's logit at −∞, renormalised, and without gradient. The
     gradient on the logits is p − q, hence p on the target. The first `skip` tokens of every row, whose
-    content is rarely the fact itself, get value and gradient zero; the loss stays a mean over all.
+    content is rarely the fact itself, get value and gradient zero. They count in the mean all the same: a row
+    of n tokens weighs (n − skip)/n of what it does in the authors' code, whose mean leaves them out.
 
     Args:
         source: The data set that it reads.
