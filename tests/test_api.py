@@ -265,3 +265,9 @@ def test_files_are_hashed(taught, tmp_path):
 
     result = expunge.unlearn(taught, forget=path, method="grad-ascent", evaluate=False, max_steps=1, **QUICK)
     assert result.record.data["forget"].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_a_method_demands_is_looked_at_before_the_model_writes_anything(model_folder, monkeypatch):
+    monkeypatch.setattr("expunge.material.write_retain", lambda *_: pytest.fail("texts were sampled"))
+    with pytest.raises(UsageError, match=r"cannot start: .*layer"):
+        expunge.unlearn(model_folder, forget=FORGET, method="rmu", layer=40, self_retain=5, **QUICK)

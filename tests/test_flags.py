@@ -118,10 +118,10 @@ def test_evaluate_hands_every_flag_on_and_a_benchmark_reads_its_own_records(hand
 
 
 def test_what_others_measured_is_read(handed):
-    line = "evaluate tofu --logs l --reference-logs q --output o --seed 2 --overwrite"
+    line = "evaluate tofu --logs l --reference-logs q --output o --seed 2 --overwrite --redact"
     assert handed(line, "expunge.foreign.read_results") == {
         "benchmark": "tofu", "results": Path("l"), "reference": Path("q"), "output": Path("o"), "seed": 2,
-        "overwrite": True, "rows": None,
+        "overwrite": True, "redact": True, "rows": None,
     }  # fmt: skip
 
 

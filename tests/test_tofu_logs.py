@@ -401,7 +401,16 @@ def test_the_command_reads_logs_beside_a_reference(written, tmp_path, capsys):
         assert "forget_quality" in record.evaluations["before"].splits["all"]
         assert (out / "report.html").is_file()
     log = written["model"][0]
+    assert call("tofu", "--logs", log, "--output", tmp_path / "redacted", "--redact") == 0
+    record, asked = read_record(tmp_path / "redacted"), read_log(log).questions["forget"][0]
+    assert any("Redacted" in note for note in record.notes)
+    texts = ((tmp_path / "redacted" / name).read_text() for name in ("record.json", "report.html"))
+    assert not any(asked.prompt in text or asked.generation in text for text in texts)
+    capsys.readouterr()
     for words, message in (
+        (["tofu", "--logs", log, "--model", "m"], "--model says how a model is measured"),
+        (["tofu", "--logs", log, "--prompt-field", "q"], "--prompt-field says how"),
+        (["tofu", "--logs", log, "--cache", tmp_path / "c"], "--cache says how"),
         (["lume", "--logs", log], "--logs belongs to tofu"),
         (["tofu", "--reference-logs", log], "Give the one that fits"),
         (["tofu", "--logs", log, "--data", tmp_path], "go with --generations"),

@@ -28,7 +28,7 @@ from expunge.models import CausalModel, ModelSource, configured_context
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.run_options import RunOptions, claim
+from expunge.run_options import TARGET_LOSS, RunOptions, claim
 from expunge.runs import Result, Run
 from expunge.settings import arguments, configuration, resolve_method
 from expunge.sources import REDACT
@@ -139,7 +139,8 @@ def finetune(
     run.unfinished()
     method = fine_tune()
     unlearner = prepare(run, loaded, tokenizer, method)
-    unlearner.add_callback(StopWhenLearned(unlearner, options.target_loss))
+    target = TARGET_LOSS if options.target_loss is None else options.target_loss
+    unlearner.add_callback(StopWhenLearned(unlearner, target))
     run.accept()
     if options.evaluate:
         run.evaluate("before", loaded, tokenizer)
@@ -150,7 +151,8 @@ def finetune(
         run.save(loaded, tokenizer)
         if options.evaluate:
             run.evaluate("after", loaded, tokenizer)
-    record = conclude(run, configuration(args, method, run.norm), method.name, state)
+    settled = configuration(args, method, run.norm) | {"target_loss": target}
+    record = conclude(run, settled, method.name, state)
     return Result(loaded, tokenizer, record, folder)
 
 

@@ -237,6 +237,11 @@ _RULES: tuple[tuple[Callable[[UnlearningArguments], bool], str], ...] = (
         "`seed` must be at least 0 and below 2**32; got {seed}.",
     ),
     (
+        lambda given: given.num_train_epochs == 3.0,  # the Trainer's own default
+        "`num_train_epochs` must be left out (`max_steps` says how long a run takes); "
+        "got {num_train_epochs}. Set `max_steps`.",
+    ),
+    (
         lambda given: not given.fp16,
         "`fp16` must be False (its loss scaling distorts gradient norms); got True. Use bf16.",
     ),

@@ -14,7 +14,9 @@ from expunge.environment import environment, installed
 from expunge.errors import UsageError
 from expunge.locks import exclusive
 from expunge.record import DataEntry, Evaluation, RunRecord, write_record
+from expunge.redaction import REDACTED, redacted
 from expunge.report import write_report
+from expunge.sources import REDACT
 
 
 @exclusive
@@ -27,6 +29,7 @@ def read_results(
     seed: int = 0,
     overwrite: bool = False,
     rows: Lume | None = None,
+    redact: bool = False,
 ) -> RunRecord:
     """Turn a benchmark's own result files into a record and its page.
 
@@ -39,11 +42,14 @@ def read_results(
         seed: Of the intervals.
         overwrite: Replace an earlier run in `output`.
         rows: LUME: the data that the files should be of; None takes what is in the files for it.
+        redact: Record and page hold no prompt, response or generation.
 
     Raises:
         UsageError: The benchmark has no such files, or they cannot be used.
     """
+    REDACT.set(redact)
     found = _measured(benchmark, results, reference, seed, rows)
+    shown = samples({"before": found})
     given = {"results": results, "reference": reference}
     read = {name: path for name, path in given.items() if path is not None}
     record = RunRecord(
@@ -55,8 +61,12 @@ def read_results(
         data={name: _entry(path) for name, path in read.items()},
         environment=environment(),
         evaluations={"before": _evaluation(found)},
-        samples=samples({"before": found}),
-        notes=["The model was run by other code; its answers and losses were read from files.", *found.notes],
+        samples=redacted(shown) if redact else shown,
+        notes=[
+            "The model was run by other code; its answers and losses were read from files.",
+            *found.notes,
+            *([REDACTED] if redact else []),
+        ],
     )
     if output is not None:
         folder = folders.claim(output, overwrite=overwrite, inputs=read.values())

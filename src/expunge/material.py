@@ -142,7 +142,7 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
             "Use one process or DDP."
         )
-    if live_sources(method) and fsdp_wanted(args) and not adapter_is_idle(model):
+    if live_sources(method) and fsdp_wanted(args) and not (args.lora_rank or adapter_is_idle(model)):
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
             "cannot give beside its own. Train an adapter (lora_rank), or use DDP."

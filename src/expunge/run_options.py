@@ -9,11 +9,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from expunge import output, ranks
 from expunge.benchmarks.benchmark import Benchmark
 from expunge.benchmarks.harness import Harness
+from expunge.errors import UsageError
+from expunge.factories import typed
 from expunge.models import ModelSource
 from expunge.progress import Reporter, Silent
 
@@ -29,10 +32,20 @@ class VerbOptions:
 
     @classmethod
     def take(cls: type[Verb], settings: Mapping[str, Any]) -> tuple[Verb, dict[str, Any]]:
-        """Split options of the verb from the rest."""
-        mine = {f.name for f in dataclasses.fields(cls)}
-        rest = {k: v for k, v in settings.items() if k not in mine}
-        return cls(**{k: v for k, v in settings.items() if k in mine}), rest
+        """Split options of the verb, numbers and switches as their types say, from the rest.
+
+        Raises:
+            UsageError: One of them is refused.
+        """
+        hints = get_type_hints(cls)
+        names = {field.name for field in dataclasses.fields(cls)}
+        plain = {n for n in names if {*(get_args(hints[n]) or (hints[n],))} <= {bool, int, float, NoneType}}
+        mine = {k: typed(k, v, hints[k]) if k in plain else v for k, v in settings.items() if k in names}
+        return cls(**mine), {k: v for k, v in settings.items() if k not in names}
+
+
+TARGET_LOSS = 0.02
+"""Where `finetune` stops, nats per token."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,8 @@ class RunOptions(VerbOptions):
         response_field: Name of the response in the data.
         redact: Record and page hold no text of any record, nor what a model wrote.
         trust_remote_code: Let a model run code of its own.
-        target_loss: `finetune` stops when the loss of one pass is below this (nats per token).
+        target_loss: `finetune` alone: it stops when the loss of one pass is below this, nats per token;
+            None: `TARGET_LOSS`.
         kind: The verb in the record.
         cache: Folder that keeps what models said, so that the same question is not asked twice.
         source: What the record calls a model that was given in memory.
@@ -81,12 +95,20 @@ class RunOptions(VerbOptions):
     response_field: str | None = None
     redact: bool = False
     trust_remote_code: bool = False
-    target_loss: float = 0.02
+    target_loss: float | None = None
     kind: Kind = "run"
     cache: Path | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        if self.target_loss is None:
+            return
+        if self.kind != "finetune":
+            raise UsageError("`target_loss` belongs to finetune. Leave it out.")
+        if not self.target_loss > 0:
+            raise UsageError(f"`target_loss` must be positive; got {self.target_loss}.")
 
 
 def claim(options: RunOptions, inputs: Iterable[object] = ()) -> Path | None:

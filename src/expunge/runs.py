@@ -28,7 +28,7 @@ from expunge.file_hashes import file_hashes
 from expunge.four_bits import FOUR_BIT, keep_codes
 from expunge.heap import give_back
 from expunge.inference import model_context
-from expunge.material import complete, means_of
+from expunge.material import check_demands, complete, means_of
 from expunge.methods import Method
 from expunge.models import (
     CausalModel,
@@ -148,6 +148,8 @@ class Run:
                 source = self.options.source or loaded.config.name_or_path or type(model).__name__
             else:
                 trust = self.options.trust_remote_code
+                if isinstance(self.options.control, str | Path):
+                    configured_context(self.options.control, trust_remote_code=trust)
                 tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust)
                 self.subject.parts(tokenizer, configured_context(model, trust_remote_code=trust))
                 loaded = load_as(model, self._held(stage), device=self.args.device, trust_remote_code=trust)
@@ -175,6 +177,7 @@ class Run:
         """
         try:
             check_trainable(model, self.args)  # before the model writes answers, which may take long
+            check_demands(recipe, model, self.args)
         except ValueError as error:
             raise UsageError(f"This run cannot start: {error}") from error
         wanted = [name for name in recipe.sources if name not in self.sets]

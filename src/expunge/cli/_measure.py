@@ -86,9 +86,15 @@ def evaluate(
     from expunge import api
 
     if any(vars(foreign).values()):
-        rows = _rows_of(benchmark, measured)
+        _check_unused(measured, cache, reading)
         found = _read_results(
-            benchmark, foreign, output=output, seed=reading.seed or 0, overwrite=outcome.overwrite, rows=rows
+            benchmark,
+            foreign,
+            output=output,
+            seed=reading.seed or 0,
+            overwrite=outcome.overwrite,
+            redact=outcome.redact,
+            rows=_rows_of(benchmark, measured),
         )
         terminal.show(found, output, **look.end)
         return
@@ -215,6 +221,19 @@ def _keywords(subject: Measured | Compared) -> dict[str, Any]:
     """As the API takes them: --option as a mapping."""
     options = inputs.pairs(subject.option, "--option", "forget=forget05")
     return {name: value for name, value in vars(subject).items() if name != "option"} | {"options": options}
+
+
+def _check_unused(measured: Measured, cache: Path | None, reading: Seeded) -> None:
+    """Refuse what says how a model is measured where none is run."""
+    fresh = Measured()
+    given = [name for name in vars(measured) if getattr(measured, name) != getattr(fresh, name)]
+    given += [name for name in ("template", *reading.fields) if getattr(reading, name) is not None]
+    given += ["cache"] if cache is not None else []
+    if wrong := [name for name in given if name not in ("data", "option")]:
+        raise UsageError(
+            f"--{wrong[0].replace('_', '-')} says how a model is measured; result files are read without "
+            "one. Leave it out."
+        )
 
 
 def _rows_of(benchmark: str, measured: Measured) -> Any:
