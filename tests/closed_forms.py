@@ -84,11 +84,6 @@ def reverse_kl(z: Logits, y: int, ref: Logits, frozen: Logits) -> float:
     return sum(p * math.log(p / q) for q, p in zip(probs(ref), probs(z), strict=True))
 
 
-def replacement(z: Logits, y: int, ref: Logits, frozen: Logits) -> float:
-    best = max((v for v in range(len(z)) if v != y), key=lambda v: ref[v])
-    return -math.log(probs(z)[best])
-
-
 def log_likelihood(rows: Sequence[tuple[Logits, int]]) -> float:
     """Of one response: the sum over its positions."""
     return sum(math.log(probs(z)[y]) for z, y in rows)

@@ -72,6 +72,7 @@ CASES = [
     Case("ngdiff"),
     Case("pdu"),
     Case("npo"),
+    Case("whp"),
     Case("grad-diff", lora=True),
     Case("ngdiff", lora=True),
     Case("pdu", lora=True),

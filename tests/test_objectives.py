@@ -21,13 +21,13 @@ from expunge.objectives import (
     WGA,
     ActivationMatching,
     Ascent,
+    GenericLabels,
     InvertedHinge,
     LogitMargin,
     MaxEntropy,
     Needs,
     Objective,
     Reference,
-    Reinforced,
     Replacement,
     SatImp,
     Selected,
@@ -93,7 +93,6 @@ TOKEN_FORMS = [
     (MaxEntropy(from_uniform=True), by_hand.from_uniform),
     (KL(), by_hand.kl),
     (KL(reverse=True), by_hand.reverse_kl),
-    (Replacement(), by_hand.replacement),
 ]
 
 
@@ -298,7 +297,7 @@ def test_generic_labels_are_what_replacement_learns():
     """-log p(label) of each position, written out; the labels of selected tokens go with them."""
     labels = torch.tensor([4, 0, 2, 1, 3, 0])
     t = replace(tokens(selected=MASK), generic=labels)
-    objective = Replacement(reinforced="folder")
+    objective = Replacement()
     expected = [
         -math.log(by_hand.probs(z)[y]) for z, y in zip(t.logits.tolist(), labels.tolist(), strict=True)
     ]
@@ -350,13 +349,13 @@ def test_nothing_selected_is_no_value_and_no_gradient(objective):
         (KL(), "kl(retain)", "retain", "token", Needs(reference="logits")),
         (Steering(4), "steering(forget)", "forget", "token", Needs(layers=(4,))),
         (ActivationMatching(4), "activations(retain)", "retain", "token", Needs("hidden", layers=(4,))),
-        (Replacement(), "replacement(forget)", "forget", "token", Needs("logits")),
+        (Replacement(), "replacement(forget)", "forget", "token", Needs(generic=GenericLabels())),
         (
             Replacement(reinforced="folder", alpha=2.0),
             "replacement(forget)",
             "forget",
             "token",
-            Needs(generic=Reinforced("folder", 2.0)),
+            Needs(generic=GenericLabels("folder", 2.0)),
         ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -397,8 +396,7 @@ def test_parameters_out_of_range_are_refused(make, message):
         (NPO(), {"reference": None}, "`tokens.reference` must be given"),
         (KL(), {"reference": Reference(torch.zeros(6))}, "`tokens.reference.logits` must be given"),
         (DPO(), {"paired": None}, "`tokens.paired` must be given"),
-        (Replacement(), {"reference": None}, "`tokens.reference` must be given"),
-        (Replacement(reinforced="folder"), {"generic": None}, "`tokens.generic` must be given"),
+        (Replacement(), {"generic": None}, "`tokens.generic` must be given"),
         (Selected(UCE(), "entities"), {}, "`tokens.selected` must be given"),
         (Steering(layer=3), {"hidden": {8: torch.zeros(6, 2)}}, r"must hold layer 3; got layers \[8\]"),
     ],

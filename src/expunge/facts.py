@@ -6,6 +6,7 @@ so that a resumed run neither repeats the pass nor depends on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,9 @@ from expunge.collate import Encoded, batches_by_tokens, collate
 from expunge.inference import evaluating
 from expunge.methods import Method
 from expunge.models import load_model
-from expunge.objectives import Reinforced
+from expunge.objectives import GenericLabels
 from expunge.observation import REFERENCE, generic_labels, selection, token_logits
+from expunge.ranks import sharded
 from expunge.references import cached_sources
 from expunge.selectors import Responses, select
 
@@ -107,6 +109,8 @@ def compute_facts(
         cache: Folder of earlier results (see `table_cache`): another run on the same model and rows takes
             their log-probabilities from there.
     """
+    if sharded(means.model):
+        ranks = Ranks()  # every pass takes all processes: each goes through all rows
     facts = TokenFacts()
     for name, found in _log_probs({n: encoded[n] for n in cached_sources(method)}, means, cache).items():
         facts.values.setdefault(name, {})[REFERENCE] = found
@@ -156,15 +160,21 @@ def _chooser(rule: str, means: Responses) -> Callable[[Sequence[Encoded]], Part]
     return choose
 
 
-def _labeller(rule: Reinforced, means: Responses) -> Callable[[Sequence[Encoded]], Part]:
+def _labeller(rule: GenericLabels, means: Responses) -> Callable[[Sequence[Encoded]], Part]:
     def label(rows: Sequence[Encoded]) -> Part:
-        other = load_model(rule.model)
-        other.to(next(means.model.parameters()).device)  # type: ignore[arg-type]
+        other = load_model(rule.model) if rule.model else None
+        if other is not None:
+            other.to(next(means.model.parameters()).device)  # type: ignore[arg-type]
         found: dict[int, npt.NDArray[Any]] = {}
         for batch in batches_by_tokens([len(row.input_ids) for row in rows], LABELLED_TOKENS):
             chosen = [rows[i] for i in batch]
-            reference, reinforced = (_logits(model, chosen, means.pad_id) for model in (means.model, other))
-            generic = (reference - rule.alpha * F.relu(reinforced - reference)).argmax(1).cpu().numpy()
+            scores = _logits(means.model, chosen, means.pad_id)
+            if other is None:
+                targets = torch.tensor([y for row in chosen for y in row.labels], device=scores.device)
+                scores = scores.scatter(1, targets[:, None], -math.inf)
+            else:
+                scores = scores - rule.alpha * F.relu(_logits(other, chosen, means.pad_id) - scores)
+            generic = scores.argmax(1).cpu().numpy()
             ends = np.cumsum([len(row.labels) for row in chosen])
             found |= dict(zip(batch, np.split(generic, ends[:-1]), strict=True))
         return [found[i] for i in range(len(rows))]

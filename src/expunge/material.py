@@ -114,7 +114,7 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
             resolve_layers(needs.layers, len(blocks(model)))
         if needs.selector is not None:
             find_selector(needs.selector)
-        if needs.generic is not None:
+        if needs.generic is not None and needs.generic.model:
             _check_reinforced(model, needs.generic.model, args)
         if needs.paired is not None and not is_derived(needs.paired):
             raise ValueError(

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from expunge.batching import concatenate
 from expunge.hidden import residual_stream
 from expunge.logits import label_positions, select_logits
-from expunge.objectives import Objective, Reference, Reinforced, TokenLogits
+from expunge.objectives import GenericLabels, Objective, Reference, TokenLogits
 
 Batch = Mapping[str, Tensor]
 
@@ -30,9 +30,9 @@ def selection(name: str) -> str:
     return f"selected/{name}"
 
 
-def generic_labels(rule: Reinforced) -> str:
-    """Key of the labels that a reinforced model's boost leaves in a batch, aligned with `labels`."""
-    return f"generic/{rule.alpha}/{rule.model}"
+def generic_labels(rule: GenericLabels) -> str:
+    """Key of generic labels in a batch, aligned with `labels`."""
+    return f"generic/{rule.alpha}/{rule.model}" if rule.model else "generic"
 
 
 def token_logits(model: nn.Module, batch: Batch) -> TokenLogits:

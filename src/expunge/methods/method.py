@@ -102,7 +102,7 @@ class Method:
     @property
     def second_models(self) -> tuple[str, ...]:
         """Folders or names of the models that objectives ask beside the run's own."""
-        found = (o.needs.generic.model for o in self.objectives if o.needs.generic)
+        found = (o.needs.generic.model for o in self.objectives if o.needs.generic and o.needs.generic.model)
         return tuple(dict.fromkeys(found))
 
     @property

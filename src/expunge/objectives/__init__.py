@@ -17,7 +17,7 @@ from expunge.objectives.hinge import InvertedHinge
 from expunge.objectives.likelihood import NLL, Ascent
 from expunge.objectives.logit_margin import LogitMargin
 from expunge.objectives.npo import NPO
-from expunge.objectives.objective import Needs, Objective, Reinforced
+from expunge.objectives.objective import GenericLabels, Needs, Objective
 from expunge.objectives.replacement import Replacement
 from expunge.objectives.reweighted import WGA, SatImp
 from expunge.objectives.selected import Selected
@@ -37,13 +37,13 @@ __all__ = [
     "WGA",
     "ActivationMatching",
     "Ascent",
+    "GenericLabels",
     "InvertedHinge",
     "LogitMargin",
     "MaxEntropy",
     "Needs",
     "Objective",
     "Reference",
-    "Reinforced",
     "Replacement",
     "SatImp",
     "Selected",

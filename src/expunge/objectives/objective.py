@@ -16,22 +16,23 @@ Unit = Literal["token", "row"]
 
 
 @dataclass(frozen=True)
-class Reinforced:
-    r"""A second model, trained further on the records to be forgotten: what it boosts is specific to them.
+class GenericLabels:
+    r"""Which token stands for each label token, as a model would write it that has not read the records.
 
-    The generic label of a token is the best one of
-    $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$, v being logits.
+    With a second model, trained further on the records to be forgotten, what it boosts is specific to them:
+    the generic label is the best token of $v_{ref} - \alpha\, \mathrm{ReLU}(v_{reinforced} - v_{ref})$, v
+    being logits. Without one it is the reference's best token beside the target.
 
     Args:
-        model: Folder or name of the second model, of the same vocabulary.
-        alpha: α, positive.
+        model: Folder or name of the second model, of the same vocabulary; empty does without.
+        alpha: α, positive; not read without a second model.
 
     Reference:
         Eldan and Russinovich (2023), arXiv 2310.02238, equation 1.
     """
 
-    model: str
-    alpha: float
+    model: str = ""
+    alpha: float = 5.0
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
@@ -48,14 +49,14 @@ class Needs:
         layers: Blocks after which the residual stream is wanted, from 0 (embeddings); negative from the end.
         paired: Data set that holds another response for every row of the objective's own data set.
         selector: Name of the rule that selects the response tokens that count; None counts all.
-        generic: The model beside the reference with which generic labels are found (once, and cached).
+        generic: How generic labels are found (once, and cached).
     """
 
     reference: Literal["nothing", "log_probs", "logits", "hidden"] = "nothing"
     layers: tuple[int, ...] = ()
     paired: str | None = None
     selector: str | None = None
-    generic: Reinforced | None = None
+    generic: GenericLabels | None = None
 
 
 class Objective(ABC):

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.objectives import _given
-from expunge.objectives._others import without_target
-from expunge.objectives.objective import Needs, Objective, Reinforced
+from expunge.objectives.objective import GenericLabels, Needs, Objective
 from expunge.objectives.tokens import TokenLogits
 
 
@@ -23,9 +22,9 @@ class Replacement(Objective):
     trained further on the forget set. It is asked once, before training.
 
     Without one its boost is taken to be large on the target and zero elsewhere: $y'_t$ is the reference's
-    best other guess. That fits the telling tokens only (the anchored terms), whereas of others the generic
-    label is mostly the token itself: use it as `Selected(Replacement(), "entities")`, which leaves the others
-    alone.
+    best other guess, found once as well. That fits the telling tokens only (the anchored terms), whereas of
+    others the generic label is mostly the token itself: use it as `Selected(Replacement(), "entities")`,
+    which leaves the others alone.
 
     Args:
         source: The data set that it reads.
@@ -46,16 +45,10 @@ class Replacement(Objective):
 
     @property
     def needs(self) -> Needs:
-        if self.reinforced:
-            return Needs(generic=Reinforced(self.reinforced, self.alpha))
-        return Needs(reference="logits")
+        return Needs(generic=GenericLabels(self.reinforced, self.alpha))
 
     def __post_init__(self) -> None:
-        Reinforced(self.reinforced, self.alpha)  # refuses a bad α where it is given
+        GenericLabels(self.reinforced, self.alpha)  # refuses a bad α where it is given
 
     def __call__(self, tokens: TokenLogits) -> Float[Tensor, " k"]:
-        if self.reinforced:
-            labels = _given.generic(tokens)
-        else:
-            labels = without_target(_given.reference_scores(tokens), tokens.targets).argmax(1)
-        return F.cross_entropy(tokens.scores, labels, reduction="none")
+        return F.cross_entropy(tokens.scores, _given.generic(tokens), reduction="none")

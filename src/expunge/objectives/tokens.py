@@ -43,7 +43,7 @@ class TokenLogits:
         paired: The same rows with their other response, in the same order, for objectives on pairs.
         counted: Place of each position within its whole response, from 0, where some were left out; None
             where none was (`places`).
-        generic: Generic label of each position, for objectives that need it (`Reinforced`).
+        generic: Generic label of each position, for objectives that need it (`GenericLabels`).
     """
 
     logits: Float[Tensor, "k v"]
