@@ -265,9 +265,86 @@ def test_divergence_and_failure_stop_no_other_trial(model_folder, tmp_path, monk
     kept = [(tmp_path / "out" / trial.name / "model").is_dir() for trial in found.trials]
     assert kept == [True, False, False, True]
     assert not any(s.front for s in found.settings if not s.whole)
+    left = tmp_path / "out" / found.trials[2].name
+    assert {path.name for path in left.iterdir()} == {".expunge", "error.txt"}
     fixed.append(1)
     again = expunge.compare(model_folder, **words, resume=True)
+    assert not (left / "error.txt").exists()
     assert [trial.status for trial in again.trials] == ["done", "diverged", "done", "done"]
+
+
+def test_a_trial_that_failed_goes_on_from_what_it_left(model_folder, tmp_path, monkeypatch, no_pages, caplog):
+    """It fails in training behind a checkpoint, then in its evaluation, then in neither."""
+    step, evaluate, train = Unlearner.after_optimizer, Run.evaluate, Unlearner.train
+    begun_at: list[int] = []
+
+    def failing_step(self):
+        step(self)
+        if self.state.global_step == 2:  # counted behind the step: this is the third
+            raise RuntimeError("out of <memory>")
+
+    def failing_evaluation(self, stage, *words):
+        if stage == "after":
+            raise RuntimeError("out of <memory>")
+        evaluate(self, stage, *words)
+
+    def counting(self, *words, **settings):
+        begun_at.append(len(self.history))
+        return train(self, *words, **settings)
+
+    monkeypatch.setattr(Unlearner, "train", counting)
+    out = tmp_path / "out"
+    place = out / "grad-ascent-seed0"
+    words = {"methods": ["grad-ascent"], "output": out, **SETS, **QUICK, "save_steps": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(Unlearner, "after_optimizer", failing_step)
+        assert expunge.compare(model_folder, **words).trials[0].status == "failed"
+    assert (place / "checkpoints" / "checkpoint-2").is_dir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", failing_evaluation)
+        assert expunge.compare(model_folder, **words, resume=True).trials[0].status == "failed"
+    assert begun_at == [0, 2]
+    assert (place / "model").is_dir()
+    assert (place / "checkpoints").is_dir()
+    said = (place / "error.txt").read_text()
+    assert "RuntimeError: out of <memory>" in said
+    assert "in failing_evaluation" in said
+    assert (place / "error.txt").stat().st_mode & 0o077 == 0
+    assert "failed: RuntimeError: out of <memory> (traceback: " in caplog.text
+    last = expunge.compare(model_folder, **words, resume=True)
+    assert last.trials[0].status == "done"
+    assert begun_at == [0, 2]
+    assert {path.name for path in place.iterdir()} == {".expunge", ".lock", "record.json"}
+    assert "from the beginning" not in caplog.text
+
+
+def test_a_trial_whose_rest_is_of_another_run_starts_from_the_beginning(
+    model_folder, tmp_path, monkeypatch, no_pages, caplog
+):
+    evaluate = Run.evaluate
+
+    def failing(self, stage, *words):
+        if stage == "after":
+            raise RuntimeError("Ada Ash lives at 11 Ash Street")
+        evaluate(self, stage, *words)
+
+    out = tmp_path / "out"
+    place = out / "grad-ascent-seed0"
+    words = {"methods": ["grad-ascent"], "output": out, "redact": True, **SETS, **QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", failing)
+        found = expunge.compare(model_folder, **words).trials[0]
+    assert re.fullmatch(r"RuntimeError \(test_comparison.py, line \d+\)", found.error)
+    said = (place / "error.txt").read_text()
+    assert said.endswith("RuntimeError\n")
+    assert "Street" not in said + caplog.text
+    assert "raise" not in said
+    record = read_record(place)
+    write_record(record.model_copy(update={"seed": 5}), place)
+    again = expunge.compare(model_folder, **words, resume=True)
+    assert again.trials[0].status == "done"
+    assert read_record(place).seed == 0
+    assert "grad-ascent-seed0 starts from the beginning: --resume must continue with the same" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`compare`: methods × settings × seeds, each an ordinary run in a folder of its own; one at a time.
 
-What has ended is not run again, what was interrupted continues, and a trial that fails is recorded and stops
-no other. What the trials mean together is for `comparison_record`.
+What has ended is not run again, and what was interrupted continues. A trial that fails is recorded, keeps
+what it has for `resume`, and stops no other. What the trials mean together is for `comparison_record`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from expunge import api, output
+from expunge import api, failures, output
 from expunge.arguments import UnlearningArguments
 from expunge.collate import encode
 from expunge.comparison_record import (
@@ -28,10 +28,11 @@ from expunge.comparison_record import (
     ended,
     plain,
     read_comparison,
+    status_of,
     summarise,
     write_comparison,
 )
-from expunge.errors import UsageError
+from expunge.errors import ResumeError, UsageError
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method
@@ -202,18 +203,42 @@ class _Study:
 
     def _tried(self, entry: TrialEntry, model: str | Path) -> TrialEntry:
         """One trial; what goes wrong in it is what it says."""
-        place = self.folder / entry.name
         try:
-            record = self._unlearn(self.trials[entry.name], place, model, again=entry.status == "failed")
+            record = self._gone_on(entry, model)
         except Exception as error:  # whatever it is, the other trials do not depend on it
-            _LOG.warning("%s failed: %s", entry.name, error)
-            shutil.rmtree(place / output.CHECKPOINTS, ignore_errors=True)
-            return entry.model_copy(update={"status": "failed", "error": _said(error)})
+            return self._failed(entry, error)
         finally:
             _free()
+        failures.forget(self.folder / entry.name)
         return ended(entry, record)
 
-    def _unlearn(self, trial: Trial, place: Path, model: str | Path, *, again: bool) -> RunRecord:
+    def _failed(self, entry: TrialEntry, error: Exception) -> TrialEntry:
+        """The trial with its error; checkpoints and model stay, for `resume`."""
+        redact = self.options.redact
+        said = failures.said(error, redact=redact)
+        file = failures.leave(error, self.folder / entry.name, redact=redact)
+        _LOG.warning("%s failed: %s%s", entry.name, said, f" (traceback: {file})" if file else "")
+        return entry.model_copy(update={"status": "failed", "error": said})
+
+    def _gone_on(self, entry: TrialEntry, model: str | Path) -> RunRecord:
+        """A trial from where it stands; from the beginning where nothing is left, or not to be continued."""
+        place = self.folder / entry.name
+        why = "nothing is left to resume" if entry.status == "failed" and not _resumable(place) else ""
+        if not why:
+            try:
+                return self._unlearn(entry, model, resume=place.is_dir())
+            except ResumeError as refused:
+                if record := _whole(place):  # what failed came after it
+                    return record
+                why = str(refused)
+            _free()
+        _LOG.warning("%s starts from the beginning: %s", entry.name, why)
+        return self._unlearn(entry, model, overwrite=True)
+
+    def _unlearn(
+        self, entry: TrialEntry, model: str | Path, *, resume: bool = False, overwrite: bool = False
+    ) -> RunRecord:
+        trial = self.trials[entry.name]
         sets: dict[str, Any] = dict(self.subject.sets)
         result = api.unlearn(
             model,
@@ -224,19 +249,20 @@ class _Study:
             **trial.fixed,
             **trial.varied,
             seed=trial.seed,
-            output=place,
-            resume=place.is_dir() and not again,
-            overwrite=again,
+            output=self.folder / entry.name,
+            resume=resume,
+            overwrite=overwrite,
             cache=self.folder / EVALUATIONS,
             evaluation_seed=trial.evaluation_seed,
             notes=(_PROCESS,),
+            redact=self.options.redact,
             trust_remote_code=self.options.trust_remote_code,
             reporter=self.options.reporter,
         )
         return result.record
 
     def _replace(self, entry: TrialEntry) -> None:
-        if entry.status in ("done", "diverged", "failed"):
+        if _over(entry):
             _drop(self.folder / entry.name, keep=self.options.keep_models and entry.status == "done")
         trials = [entry if known.name == entry.name else known for known in self.comparison.trials]
         self.comparison = self.comparison.model_copy(update={"trials": trials})
@@ -266,6 +292,20 @@ def _recorded(folder: Path, entry: TrialEntry) -> RunRecord | None:
     if entry.status == "failed" or not (folder / entry.name / "record.json").is_file():
         return None
     return read_record(folder / entry.name)
+
+
+def _resumable(place: Path) -> bool:
+    """Whether a run was left there that can go on: at a checkpoint, or behind its training."""
+    ended_training = (place / "record.json").is_file() and (place / "model").is_dir()
+    return ended_training or output.last_checkpoint(place) is not None
+
+
+def _whole(place: Path) -> RunRecord | None:
+    """The record of a run that came to its end there."""
+    if not (place / "record.json").is_file():
+        return None
+    record = read_record(place)
+    return record if status_of(record) in ("done", "diverged") else None
 
 
 def _over(entry: TrialEntry) -> bool:
@@ -383,11 +423,6 @@ def _check_model(model: str | Path, subject: Subject, args: UnlearningArguments,
 def _drop(folder: Path, *, keep: bool) -> None:
     if not keep:
         shutil.rmtree(folder / "model", ignore_errors=True)
-
-
-def _said(error: Exception) -> str:
-    """The first lines of an error: the record is no log."""
-    return f"{type(error).__name__}: {str(error).strip()}"[:500]
 
 
 def _size(folder: Path) -> int:

@@ -8,6 +8,10 @@ class UsageError(Exception):
     """
 
 
+class ResumeError(UsageError):
+    """What stands in an output folder cannot be continued; nothing but a run from the beginning can."""
+
+
 def one_line(error: Exception) -> str:
     """An error's message in one line."""
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -59,12 +59,18 @@ def claim(
         folder.mkdir(parents=True, exist_ok=True)
         locks.hold(folder)
         locks.made(absent, (*OWN, CHECKPOINTS))
-        (folder / MARKER).write_text("This folder is written by expunge.\n", encoding="utf-8")
+        mark(folder)
     except OSError as error:
         raise UsageError(
             f"--output must be writable; {folder}: {error.strerror}. Choose another folder."
         ) from None
     return folder
+
+
+def mark(folder: Path) -> None:
+    """Say in a folder, which is made if need be, that it is ours to continue and to replace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text("This folder is written by expunge.\n", encoding="utf-8")
 
 
 def clear(folder: Path) -> None:

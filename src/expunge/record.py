@@ -265,8 +265,13 @@ def faults(error: ValidationError) -> str:
     return "; ".join(every[:3]) + (f"; and {len(every) - 3} more" if len(every) > 3 else "")
 
 
-def write_atomically(path: Path, text: str) -> Path:
+def write_atomically(path: Path, text: str, *, private: bool = False) -> Path:
     """Write `text` to `path` through a temporary file in the same folder, which only its owner can read.
+
+    Args:
+        path: Of the file.
+        text: All of it.
+        private: Only its owner can read the file, too.
 
     Raises:
         UsageError: The disk is full, read-only, or fails; what stood at `path` is untouched.
@@ -280,7 +285,8 @@ def write_atomically(path: Path, text: str) -> Path:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.chmod(0o666 & ~_UMASK)
+            if not private:
+                temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

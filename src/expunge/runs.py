@@ -23,7 +23,7 @@ from expunge.chain import Chain
 from expunge.companions import joined
 from expunge.derived import Derived
 from expunge.environment import environment, installed, peak_memory
-from expunge.errors import UsageError
+from expunge.errors import ResumeError, UsageError
 from expunge.file_hashes import file_hashes
 from expunge.four_bits import FOUR_BIT, keep_codes
 from expunge.heap import give_back
@@ -208,7 +208,7 @@ class Run:
         """With `resume`: the record of a run whose training ended but whose evaluation did not.
 
         Raises:
-            UsageError: The run in the output folder has ended.
+            ResumeError: The run in the output folder has ended.
         """
         if not (self.folder and self.options.resume and (self.folder / "record.json").is_file()):
             return None
@@ -221,7 +221,7 @@ class Run:
         if not (self.folder / "report.html").is_file():  # killed between the two
             write_report(record, self.folder)
         self.tidy()
-        raise UsageError(
+        raise ResumeError(
             f"--resume must name an interrupted run; the one in {self.folder} has ended "
             f"({record.stop.reason}). Give --overwrite to run it again."
         )

@@ -52,6 +52,7 @@ class CompareOptions(VerbOptions):
         trust_remote_code: Let a model run code of its own.
         prompt_field: Name of the prompt in the data.
         response_field: Name of the response in the data.
+        redact: Records, pages and errors of the trials hold no text of any record.
         reporter: Is told of every phase.
     """
 
@@ -71,6 +72,7 @@ class CompareOptions(VerbOptions):
     trust_remote_code: bool = False
     prompt_field: str | None = None
     response_field: str | None = None
+    redact: bool = False
     reporter: Reporter = field(default_factory=Silent)
 
 
@@ -115,7 +117,9 @@ def _records(options: CompareOptions, template: str | None) -> Subject:
         raise UsageError("--data and --option belong to a named benchmark; records takes --forget FILE.")
     if options.forget is None:
         raise UsageError("compare records needs forget records; none are given. Give --forget FILE.")
-    fields = RunOptions(prompt_field=options.prompt_field, response_field=options.response_field)
+    fields = RunOptions(
+        prompt_field=options.prompt_field, response_field=options.response_field, redact=options.redact
+    )
     sets = api.read_sets(_given(options), fields)
     return Subject(
         sets,
@@ -133,7 +137,7 @@ def _tofu(options: CompareOptions, template: str | None) -> Subject:
     sets = tofu.training_sets(str(options.data), **{k: v for k, v in asked.items() if k == "forget"})
     compared = options.reference is not None
     return Subject(
-        api.read_sets(sets, RunOptions()),
+        api.read_sets(sets, RunOptions(redact=options.redact)),
         ("all/forget_quality" if compared else "forget/rouge_l_recall", "all/model_utility"),
         tofu.names(benchmark.sets, gradients=benchmark.gradients, reference=compared),
         benchmark,
@@ -146,7 +150,7 @@ def _lume(options: CompareOptions, template: str | None) -> Subject:
     sets = lume.training_sets(Path(str(options.data)), **options.options)
     metrics = {"all": lume.AGGREGATES} | dict.fromkeys(lume.SPLITS, lume.COMPONENTS)
     axes = ("forget/regurgitation", "retain/regurgitation")
-    return Subject(api.read_sets(sets, RunOptions()), axes, metrics, benchmark)
+    return Subject(api.read_sets(sets, RunOptions(redact=options.redact)), axes, metrics, benchmark)
 
 
 _SUBJECTS: Mapping[str, Callable[[CompareOptions, str | None], Subject]] = {

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
 from expunge.callbacks import Ticker
-from expunge.errors import UsageError
+from expunge.errors import ResumeError, UsageError
 from expunge.file_hashes import differences
 from expunge.heap import give_back
 from expunge.methods import Method
@@ -31,7 +31,7 @@ def ended(run: Run, recipe: Method) -> RunRecord | None:
     It is continued only with the model, data, method and seed of the training.
 
     Raises:
-        UsageError: One of them is another, or the evaluation has ended too.
+        ResumeError: One of them is another, or the evaluation has ended too.
     """
     record = run.unfinished()
     if record is None:
@@ -41,7 +41,7 @@ def ended(run: Run, recipe: Method) -> RunRecord | None:
     same = all(known.get(name) == sha for name, sha in now.items())
     same = same and (record.method, record.seed) == (recipe.name, run.args.seed)
     if not same or record.models["before"].sha256 != run.models["before"].sha256:
-        raise UsageError(
+        raise ResumeError(
             f"--resume must continue with the same model, data, method and seed; those of {run.folder} "
             "differ. Give the same, or --overwrite to run again."
         )
@@ -52,7 +52,8 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
     """The engine, and with `resume` the proof that the checkpoint is of this run.
 
     Raises:
-        UsageError: The engine refuses model, data or settings; the checkpoint is of another run.
+        UsageError: The engine refuses model, data or settings.
+        ResumeError: The checkpoint is of another run.
     """
     sets = run.sets
     retain = sets.get("retain", sets.get("train"))
@@ -78,7 +79,7 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
         try:
             unlearner.monitor.load(checkpoint)
         except ValueError as error:
-            raise UsageError(f"--resume cannot continue this run: {error}") from None
+            raise ResumeError(f"--resume cannot continue this run: {error}") from None
     if recipe.forgets and unlearner.monitor.check is None:
         run.notes.append("There was no control to compare the forget records with: only limits end this run.")
     run.norm = unlearner.norm
@@ -140,17 +141,17 @@ def written(run: Run, record: RunRecord) -> CausalModel:
     """The model that an ended training left in the output folder.
 
     Raises:
-        UsageError: It is not the one that the record tells of.
+        ResumeError: It is not the one that the record tells of.
     """
     assert run.folder is not None
     place, run.files = run.folder / "model", record.files
     rule = f"--resume must find the model that {run.folder / 'record.json'} tells of;"
     if record.files is not None and (found := next(iter(differences(place, record.files)), None)):
         name, why = found
-        raise UsageError(f"{rule} {place / name} is {why}. Put it right, or give --overwrite to run again.")
+        raise ResumeError(f"{rule} {place / name} is {why}. Put it right, or give --overwrite to run again.")
     held, trust = record.models["after"].dtype, run.options.trust_remote_code
     model = load_as(place, held, device=run.args.device, trust_remote_code=trust)
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
-        raise UsageError(f"{rule} {place} is another. Give --overwrite to run again.")
+        raise ResumeError(f"{rule} {place} is another. Give --overwrite to run again.")
     return model
