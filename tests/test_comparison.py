@@ -137,6 +137,31 @@ def test_parts_that_ran_side_by_side_are_merged_into_the_same_comparison(
         merge([], tmp_path / "whole")
 
 
+def test_the_same_bytes_elsewhere_are_the_same_study(study, model_folder, tmp_path, monkeypatch, no_pages):
+    import shutil
+
+    found, folder, _ = study
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    moved = {name: entry.model_copy(update={"source": f"gone/{name}"}) for name, entry in found.data.items()}
+    write_comparison(found.model_copy(update={"source": "gone/model", "data": moved}), out)
+    monkeypatch.setattr(api, "unlearn", lambda *_, **__: pytest.fail("ran again"))
+    words = {"methods": METHODS, "seeds": [0, 1], "output": out, "resume": True, **SETS, **QUICK}
+    again = expunge.compare(model_folder, **words)
+    assert (again.source, again.data, again.trials) == (str(model_folder), found.data, found.trials)
+    shutil.copytree(folder, tmp_path / "part")
+    write_comparison(found.model_copy(update={"source": "gone/model", "data": moved}), tmp_path / "part")
+    assert merge([folder, tmp_path / "part"], tmp_path / "whole").trials == found.trials
+    shutil.copytree(model_folder, tmp_path / "other")
+    conftest.build_model(seed=9).save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match="same --model"):
+        expunge.compare(tmp_path / "other", **words)
+    fields = {name: e.model_copy(update={"fields": {"prompt": "question"}}) for name, e in moved.items()}
+    write_comparison(found.model_copy(update={"data": fields}), tmp_path / "part")
+    with pytest.raises(UsageError, match="same data"):
+        merge([folder, tmp_path / "part"], tmp_path / "whole")
+
+
 def trials_with(found, **changes):
     """A comparison whose trials were asked otherwise."""
     return found.model_copy(update={"trials": [t.model_copy(update=changes) for t in found.trials]})

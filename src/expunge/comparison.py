@@ -36,14 +36,15 @@ from expunge.errors import ResumeError, UsageError
 from expunge.locks import exclusive
 from expunge.material import missing
 from expunge.methods import Method
-from expunge.models import ModelSource, configured_context, load_tokenizer
-from expunge.record import RunRecord, read_record
+from expunge.models import ModelSource, configured_context, load_as, load_tokenizer
+from expunge.record import ModelEntry, RunRecord, read_record
 from expunge.report.comparison import write_page
 from expunge.run_options import RunOptions
 from expunge.runs import data_entries
 from expunge.settings import arguments, resolve_method
 from expunge.subject import SETTINGS, CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan
+from expunge.weights import model_entry
 
 EVALUATIONS = "evaluations"
 """Folder of the evaluations that all trials share: the model before unlearning is measured once."""
@@ -117,7 +118,7 @@ def compare(
     _check_model(model, subject, reading, trust=options.trust_remote_code)
     second = [place for recipe in recipes for place in recipe.second_models]
     folder = _claim(Path(output), [model, *second], options)
-    comparison = _joined(comparison, folder, options)
+    comparison = _joined(comparison, folder, options, reading.device)
     return _Study(comparison, folder, subject, options, {trial.name: trial for trial in trials}).run(model)
 
 
@@ -167,12 +168,12 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
 
 
 def _check_alike(part: Comparison, whole: Comparison, place: Path) -> None:
-    for what in (*_CALLED, "forget_axis", "utility_axis"):
-        if getattr(part, what) != getattr(whole, what):
-            raise UsageError(
-                f"Comparisons that are merged must have the same {_CALLED.get(what, 'metrics')}; that of "
-                f"{place} has another. Leave it out."
-            )
+    axes = (part.forget_axis, part.utility_axis) == (whole.forget_axis, whole.utility_axis)
+    if what := _other(part, whole) or ("" if axes else "metrics"):
+        raise UsageError(
+            f"Comparisons that are merged must have the same {what}; that of {place} has another. "
+            "Leave it out."
+        )
 
 
 @dataclass
@@ -318,7 +319,9 @@ def _claim(folder: Path, models: Sequence[str | Path], options: CompareOptions) 
     return output.claim(folder, resume=options.resume, overwrite=options.overwrite, inputs=paths)
 
 
-def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Comparison:
+def _joined(
+    comparison: Comparison, folder: Path, options: CompareOptions, device: torch.device
+) -> Comparison:
     """With the trials of the comparison that is in the folder already; without `resume` there is none.
 
     Raises:
@@ -329,12 +332,19 @@ def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Co
     if not (folder / FILE).is_file():
         return comparison
     known = read_comparison(folder)
-    for what in _CALLED:
-        if getattr(known, what) != getattr(comparison, what):
-            raise UsageError(
-                f"--resume must continue with the same {_CALLED[what]}; those of {folder} differ. "
-                "Choose another --output, or give --overwrite."
-            )
+    trust = options.trust_remote_code
+    models = {
+        "model": _found_again(comparison.source, known.source, known.model, device, trust=trust),
+        "control_model": _found_again(
+            comparison.control, known.control, known.control_model, device, trust=trust
+        ),
+    }
+    comparison = comparison.model_copy(update=models)
+    if what := _other(comparison, known):
+        raise UsageError(
+            f"--resume must continue with the same {what}; those of {folder} differ. "
+            "Choose another --output, or give --overwrite."
+        )
     for entry in comparison.trials:
         _check_asked(known.trials, entry, folder)
     old = {entry.name for entry in known.trials}
@@ -342,13 +352,45 @@ def _joined(comparison: Comparison, folder: Path, options: CompareOptions) -> Co
     return comparison.model_copy(update={"trials": [*known.trials, *new]})
 
 
-_CALLED = {
-    "benchmark": "BENCHMARK",
-    "options": "--option",
-    "control": "--reference",
-    "source": "--model",
-    "data": "data",
-}
+def _other(one: Comparison, two: Comparison) -> str:
+    """What two comparisons are not both of, as the command line calls it; empty where there is nothing.
+
+    Data and models are told by what they hold: the same bytes may lie elsewhere by now.
+    """
+    held = [
+        {name: entry.model_dump(exclude={"source"}) for name, entry in each.data.items()}
+        for each in (one, two)
+    ]
+    same = {
+        "BENCHMARK": one.benchmark == two.benchmark,
+        "--option": one.options == two.options,
+        "--reference": _same_model(one.control, one.control_model, two.control, two.control_model),
+        "--model": _same_model(one.source, one.model, two.source, two.model),
+        "data": held[0] == held[1],
+    }
+    return next((what for what, holds in same.items() if not holds), "")
+
+
+def _same_model(
+    one: str | None, first: ModelEntry | None, two: str | None, second: ModelEntry | None
+) -> bool:
+    """By the hash of the weights; by the place, where one of them has not been loaded yet."""
+    if one is None or two is None:
+        return one == two
+    return first.sha256 == second.sha256 if first and second else _same_place(one, two)
+
+
+def _same_place(one: str, two: str) -> bool:
+    return one == two or Path(one).resolve() == Path(two).resolve()
+
+
+def _found_again(
+    place: str | None, before: str | None, known: ModelEntry | None, device: torch.device, *, trust: bool
+) -> ModelEntry | None:
+    """A model as trials have recorded it, or, where it was another place then, as it is hashed now."""
+    if place is None or before is None or known is None or _same_place(place, before):
+        return known
+    return model_entry(place, load_as(place, known.dtype, device=device, trust_remote_code=trust))
 
 
 def _check_asked(known: Sequence[TrialEntry], entry: TrialEntry, folder: Path) -> None:

@@ -124,6 +124,7 @@ class Comparison(Entry):
     control: str | None = Field(None, description="a model that never saw the forget records, as named")
     source: str = Field(description="the model as the user named it")
     model: ModelEntry | None = None
+    control_model: ModelEntry | None = Field(None, description="the control, as the trials' records have it")
     data: dict[str, DataEntry] = Field(default_factory=dict)
     environment: Environment | None = None
     forget_axis: Axis
@@ -201,6 +202,7 @@ def summarise(comparison: Comparison, records: Mapping[str, RunRecord]) -> Compa
             "expunge_version": installed("expunge") or "0",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": first.models.get("before") if first else None,
+            "control_model": next((r.models["control"] for r in known if "control" in r.models), None),
             "environment": first.environment if first else None,
             "before": before,
             "reference": reference,
@@ -235,9 +237,11 @@ def _check_same(comparison: Comparison, records: Mapping[str, RunRecord]) -> Non
     expected = {f"{name} records": entry.sha256 for name, entry in comparison.data.items()}
     for trial, record in records.items():
         found = {f"{name} records": entry.sha256 for name, entry in record.data.items()}
-        if "before" in record.models:
-            found["model"] = record.models["before"].sha256
-            expected.setdefault("model", found["model"])
+        models = (("model", "before"), ("reference", "control"))
+        found |= {what: record.models[stage].sha256 for what, stage in models if stage in record.models}
+        for what, _ in models:
+            if what in found:
+                expected.setdefault(what, found[what])
         for what in expected.keys() & found.keys():
             if found[what] != expected[what]:
                 raise UsageError(
