@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import conftest
 import expunge
 from expunge import UsageError, methods
-from expunge.record import read_record
+from expunge.record import read_record, write_record
 
 ROWS = conftest.rows()
 FORGET, RETAIN, HOLDOUT = ROWS[:6], ROWS[6:], conftest.rows(("Ivy Iris", "Jon Juniper"))
@@ -172,7 +172,7 @@ def test_an_interrupted_run_resumes_to_the_same_model(result, taught, tmp_path, 
     assert not (tmp_path / "out" / "model").exists()
     with pytest.raises(UsageError, match="--resume"):
         expunge.unlearn(taught, **sets, output=tmp_path / "out", **TINY)
-    with pytest.raises(UsageError, match="same data, method and settings"):
+    with pytest.raises(UsageError, match=r"same data, method and settings; seed was 0 in .* and is 1 now"):
         expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **{**TINY, "seed": 1})
     resumed = expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)
     assert resumed.record.models["after"].sha256 == result.record.models["after"].sha256
@@ -202,12 +202,56 @@ def test_an_interrupted_evaluation_resumes_without_training_again(result, taught
         expunge.unlearn(
             taught, **sets | {"forget": FORGET[:-1]}, output=tmp_path / "out", resume=True, **TINY
         )
+    for changed, message in (
+        ({"learning_rate": 7e-3}, f"learning_rate was {TINY['learning_rate']:g} in .* and is 0.007 now"),
+        ({"template": "auto"}, "template was none in .* and is auto now"),
+        ({"tolerance": 0.4}, r"retain_budget.tolerance was 0.5 in .* and is 0.4 now"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **{**TINY, **changed})
+    known = read_record(tmp_path / "out")
+    left = {"notes": ["Of the first session."], "peak_memory_bytes": 2**60}
+    write_record(known.model_copy(update=left), tmp_path / "out")
     with monkeypatch.context() as patched:
         patched.setattr("expunge.unlearner.Unlearner.train", lambda *_, **__: pytest.fail("trained again"))
         resumed = expunge.unlearn(taught, **sets, output=tmp_path / "out", resume=True, **TINY)
     assert resumed.record.models["after"].sha256 == result.record.models["after"].sha256
     assert resumed.record.evaluations["after"].splits == result.record.evaluations["after"].splits
     assert resumed.record.history[-1].losses == result.record.history[-1].losses
+    assert resumed.record.configuration == known.configuration
+    assert resumed.record.timings["train"] == known.timings["train"]
+    assert resumed.record.timings.keys() == result.record.timings.keys()
+    assert resumed.record.peak_memory_bytes == 2**60
+    assert resumed.record.notes == ["Of the first session.", *result.record.notes]
+
+
+def test_an_interrupted_evaluation_of_a_finetuning_resumes_without_training_again(
+    model_folder, tmp_path, monkeypatch
+):
+    from expunge.runs import Run
+
+    original = Run.evaluate
+
+    def interrupting(self, stage, *words):
+        if stage == "after":
+            raise KeyboardInterrupt
+        original(self, stage, *words)
+
+    words = {"data": FORGET, "output": tmp_path / "out", "max_steps": 3, **QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "evaluate", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            expunge.finetune(model_folder, **words)
+    known = read_record(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"max_steps was 3 in .* and is 4 now"):
+        expunge.finetune(model_folder, **{**words, "max_steps": 4}, resume=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("expunge.unlearner.Unlearner.train", lambda *_, **__: pytest.fail("trained again"))
+        resumed = expunge.finetune(model_folder, **words, resume=True).record
+    assert resumed.models["after"] == known.models["after"]
+    assert (resumed.history, resumed.stop) == (known.history, known.stop)
+    assert "after" in resumed.evaluations
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_overwrite_waits_until_the_input_is_accepted(result, taught, tmp_path):

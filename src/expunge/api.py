@@ -28,7 +28,7 @@ from expunge.models import CausalModel, ModelSource, configured_context
 from expunge.monitor import RunState
 from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
-from expunge.run_options import TARGET_LOSS, RunOptions, claim
+from expunge.run_options import RunOptions, claim
 from expunge.runs import Result, Run
 from expunge.settings import arguments, configuration, resolve_method
 from expunge.sources import REDACT
@@ -92,7 +92,7 @@ def unlearn(
     loaded, tokenizer = run.load(origin, tokenizer, "before")
     if chain:
         chain.check_result(run.models["before"].sha256, given=model is not None)
-    finished = ended(run, recipe)
+    finished = ended(run, recipe, loaded)
     run.describe_seconds(recipe)
     run.derive(recipe, loaded, tokenizer)
     unlearner = prepare(run, loaded, tokenizer, recipe)
@@ -136,23 +136,19 @@ def finetune(
     folder = claim(options, [model, *sources])
     run = Run(options.kind, args, {"train": records}, options, folder)
     loaded, tokenizer = run.load(model, tokenizer, "before")
-    run.unfinished()
     method = fine_tune()
+    finished = ended(run, method, loaded)
     unlearner = prepare(run, loaded, tokenizer, method)
-    target = TARGET_LOSS if options.target_loss is None else options.target_loss
-    unlearner.add_callback(StopWhenLearned(unlearner, target))
+    unlearner.add_callback(StopWhenLearned(unlearner, options.target))
     run.accept()
     if options.evaluate:
         run.evaluate("before", loaded, tokenizer)
-    state = train(run, unlearner, "Learning")
-    loaded = unlearner.delivered()  # type: ignore[assignment]
-    if state.stop and state.stop.reason != "interrupted" and usable(run, state):
-        run.describe("after", "fine-tuned", loaded)
-        run.save(loaded, tokenizer)
-        if options.evaluate:
-            run.evaluate("after", loaded, tokenizer)
-    settled = configuration(args, method, run.norm) | {"target_loss": target}
-    record = conclude(run, settled, method.name, state)
+    if finished:
+        loaded, state = written(run, finished), state_of(finished)
+    else:
+        state = train(run, unlearner, "Learning")
+        loaded = unlearner.delivered()  # type: ignore[assignment]
+    record = _keep(run, loaded, tokenizer, method, state, saved=bool(finished))
     return Result(loaded, tokenizer, record, folder)
 
 

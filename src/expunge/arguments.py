@@ -20,6 +20,11 @@ from expunge.updates import ZerothOrder
 
 UPDATES = Literal["plain", "sign", "zeroth-order"]
 
+PLACES = frozenset(
+    {"output_dir", "run_name", "logging_dir", "save_strategy", "save_steps", "save_total_limit"}
+)
+"""Settings that say where and how often something is written: no result depends on them."""
+
 
 def bf16_pays() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware."""

@@ -5,6 +5,7 @@ Checks that model and settings can give what the objectives of a method need.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from expunge.arguments import UnlearningArguments
+from expunge.arguments import PLACES, UnlearningArguments
 from expunge.batching import Rows, RowStream
 from expunge.collate import Encoded
 from expunge.companions import accompany
@@ -255,21 +256,23 @@ def _own_streams(
     return found
 
 
-def fingerprint(
+def identity(
     args: UnlearningArguments,
     method: Method,
     encoded: Mapping[str, Sequence[Encoded]],
     processes: int,
     model: nn.Module,
-) -> str:
-    """Identifies data, method, settings and, where it is read again, the model at the start."""
-    digest = hashlib.sha256(described((method, processes)).encode())
-    where = ("output_dir", "run_name", "logging_dir", "save_steps", "save_strategy", "save_total_limit")
+) -> dict[str, str]:
+    """What decides a training, part by part: method, settings, data and, where it is read again, the model.
+
+    Rows and weights stand there as hashes.
+    """
+    parts = {f"the method's {f.name}": described(getattr(method, f.name)) for f in dataclasses.fields(method)}
     plain: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
-    settings = {key: value for key, value in plain.items() if key not in where}
-    digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    parts |= {key: repr(plain[key]) for key in sorted(plain) if key not in PLACES}
+    parts["the number of processes"] = str(processes)
     for name in sorted(encoded):
-        digest.update(repr((name, encoded[name])).encode())
+        parts[f"the hash of {name} rows"] = hashlib.sha256(repr(encoded[name]).encode()).hexdigest()[:16]
     if needs_facts(method) or live_sources(method) or method.merge:
-        digest.update(weights_hash(model).encode())
-    return digest.hexdigest()[:16]
+        parts["the model's hash at the start"] = weights_hash(model)
+    return parts

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from expunge import ranks
+from expunge.alike import first_difference
 from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
 from expunge.last_good import LastGood
@@ -34,7 +35,7 @@ STATE_FILE = "expunge_state.json"
 class RunState(BaseModel):
     """What a run has measured and decided so far; saved with every checkpoint."""
 
-    fingerprint: str
+    identity: dict[str, str] = {}
     start: list[float] = []
     repairing: bool = False
     over_budget: int = 0
@@ -56,7 +57,7 @@ class Monitor:
         probe: Retain batches that budget and step-size rule read; the same rows all through the run.
         check: Looks at the forget records after so many steps; None where the method reads none.
         check_every: Optimizer steps between looks.
-        fingerprint: Identifies data, method and settings; a checkpoint of another run is refused.
+        identity: What decides the training, part by part; a checkpoint of another run is refused.
         gather: Concatenates a tensor of rows over ranks.
         agree: Gives every rank the first rank's value, so that all decide alike.
     """
@@ -68,14 +69,14 @@ class Monitor:
         probe: Sequence[Batch],
         check: ForgetCheck | None,
         check_every: int,
-        fingerprint: str,
+        identity: Mapping[str, str],
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
         agree: Callable[[Any], Any] = lambda value: value,
     ) -> None:
         self.model, self.method, self.probe = model, method, probe
         self.check, self.check_every = check, check_every
         self.gather, self.agree = gather, agree
-        self.state = RunState(fingerprint=fingerprint)
+        self.state = RunState(identity=dict(identity))
         self.good = LastGood()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
@@ -213,7 +214,7 @@ class Monitor:
 
     def owns(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is of this run."""
-        return _read_state(checkpoint).fingerprint == self.state.fingerprint
+        return _read_state(checkpoint).identity == self.state.identity
 
     def returned(self, step: int | None, which: str) -> Stop:
         """Note that an earlier state has been put back.
@@ -306,10 +307,11 @@ class Monitor:
             ValueError: The checkpoint is of another run.
         """
         state = _read_state(folder)
-        if state.fingerprint != self.state.fingerprint:
+        if found := first_difference(state.identity, self.state.identity):
+            what, before, now = found
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
-                f"{folder} is of {state.fingerprint}, this run is {self.state.fingerprint}."
+                f"{what} was {before} in {folder} and is {now} now. Give the same, or begin anew."
             )
         self.state = state
         if self.phases:

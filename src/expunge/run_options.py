@@ -102,6 +102,11 @@ class RunOptions(VerbOptions):
     notes: tuple[str, ...] = ()
     reporter: Reporter = field(default_factory=Silent)
 
+    @property
+    def target(self) -> float:
+        """Where `finetune` stops."""
+        return TARGET_LOSS if self.target_loss is None else self.target_loss
+
     def __post_init__(self) -> None:
         if self.target_loss is None:
             return

@@ -99,6 +99,7 @@ class Run:
         measured: Stage -> what the benchmark makes of it.
         timings: Phase -> wall seconds.
         notes: What a reader of the record must know.
+        peak: Bytes that an earlier session of this run held at most.
         norm: ‖θ‖₂ of the model before, where a setting is relative to it; else 1.
         chain: The runs that this one continues.
         companions: Sets whose rows accompany another's in training (see `expunge.companions`).
@@ -117,6 +118,7 @@ class Run:
     measured: dict[Stage, Measured] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    peak: int = 0
     norm: float = 1.0
     derived: dict[str, Records] = field(default_factory=dict)
     chain: Chain | None = None
@@ -290,8 +292,9 @@ class Run:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What the record says of a named benchmark that measures this run."""
-        return {} if self.benchmark is None else {"benchmark": self.benchmark.name}
+        """What the record says of options that are no settings: what measures a run, what ends a teaching."""
+        benchmark = {} if self.benchmark is None else {"benchmark": self.benchmark.name}
+        return benchmark | ({"target_loss": self.options.target} if self.options.kind == "finetune" else {})
 
     def _own_seed(self) -> dict[str, int]:
         seed = self.options.evaluation_seed
@@ -341,16 +344,19 @@ class Run:
             evaluations={stage: self._evaluation(stage) for stage in self.measured},
             samples=self._samples(),
             timings={phase: round(seconds, 3) for phase, seconds in self.timings.items()},
-            peak_memory_bytes=peak_memory(),
-            notes=[*self.options.notes, *self.notes, *self._redaction(), *_duplicate_notes(self.sets)],
+            peak_memory_bytes=max(peak_memory(), self.peak),
+            notes=self._told(),
         )
         if self.folder and ranks.first():
             write_record(record, self.folder)
             write_report(record, self.folder)
         return record
 
-    def _redaction(self) -> list[str]:
-        return [REDACTED] if self.options.redact else []
+    def _told(self) -> list[str]:
+        """All notes, each once: an earlier session may have said the same."""
+        redaction = [REDACTED] if self.options.redact else []
+        notes = [*self.options.notes, *self.notes, *redaction, *_duplicate_notes(self.sets)]
+        return list(dict.fromkeys(notes))
 
     def _samples(self) -> list[Sample]:
         shown = samples(self.measured)

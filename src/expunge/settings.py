@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from expunge import output
-from expunge.arguments import UnlearningArguments
+from expunge.arguments import PLACES, UnlearningArguments
 from expunge.derived import is_forget
 from expunge.errors import UsageError
 from expunge.extension import described, load_object, names_object
@@ -217,22 +217,12 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         "learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "optim", "template", "max_length", "check_every", "check_rows",
     )  # fmt: skip
-    where = {
-        "output_dir",
-        "run_name",
-        "logging_dir",
-        "save_strategy",
-        "save_steps",
-        "use_cpu",
-        "bf16",
-        "seed",
-        "sharpness",  # said below, the method's own included
-    }
+    elsewhere = {"use_cpu", "bf16", "seed", "sharpness"}  # said below, or by the record itself
     default = UnlearningArguments(output_dir="unused", use_cpu=args.use_cpu)
     changed = [
         f.name
         for f in dataclasses.fields(UnlearningArguments)
-        if f.init and f.name not in where and getattr(args, f.name) != getattr(default, f.name)
+        if f.init and f.name not in PLACES | elsewhere and getattr(args, f.name) != getattr(default, f.name)
     ]
     parts = {"merge": method.merge, "schedule": method.schedule}
     further: dict[str, Any] = {name: described(part) for name, part in parts.items() if part is not None}

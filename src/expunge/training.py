@@ -12,23 +12,32 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge import output, ranks
+from expunge.alike import first_difference
 from expunge.callbacks import Ticker
 from expunge.errors import ResumeError, UsageError
 from expunge.file_hashes import differences
 from expunge.heap import give_back
+from expunge.material import norm_wanted
 from expunge.methods import Method
 from expunge.models import CausalModel, load_as
 from expunge.monitor import RunState
 from expunge.record import RunRecord
+from expunge.redaction import REDACTED
 from expunge.runs import Run, data_entries
+from expunge.settings import configuration
 from expunge.unlearner import Unlearner
 from expunge.weights import weights_hash
 
 
-def ended(run: Run, recipe: Method) -> RunRecord | None:
+def ended(run: Run, recipe: Method, model: CausalModel) -> RunRecord | None:
     """With `resume`: the record of a run whose training ended but whose evaluation did not.
 
-    It is continued only with the model, data, method and seed of the training.
+    It is continued only with the model, data, method, seed and settings of the training.
+
+    Args:
+        run: Knows what is asked for now.
+        recipe: The method.
+        model: As it was before the training.
 
     Raises:
         ResumeError: One of them is another, or the evaluation has ended too.
@@ -45,7 +54,19 @@ def ended(run: Run, recipe: Method) -> RunRecord | None:
             f"--resume must continue with the same model, data, method and seed; those of {run.folder} "
             "differ. Give the same, or --overwrite to run again."
         )
+    settled = configuration(run.args, recipe, norm_wanted(recipe, run.args, model)) | run.asked
+    if found := first_difference(_trained(record.configuration), _trained(settled)):
+        what, before, asked = found
+        raise ResumeError(
+            f"--resume must continue with the same settings; {what} was {before} in {run.folder} and is "
+            f"{asked} now. Give the same, or --overwrite to run again."
+        )
     return record
+
+
+def _trained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the training; the evaluation is yet to come."""
+    return {key: value for key, value in settings.items() if key not in ("benchmark", "evaluation_seed")}
 
 
 def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Method) -> Unlearner:
@@ -71,10 +92,11 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
     except ValueError as error:
         raise UsageError(f"This run cannot start: {error}") from error
     unlearner.cache = run.options.cache
-    unlearner.monitor.state.fingerprint += run.models["before"].sha256[:16]
-    second = (entry.sha256[:16] for name, entry in run.models.items() if name.startswith("reinforced"))
-    unlearner.monitor.state.fingerprint += "".join(second)
-    unlearner.monitor.state.fingerprint += run.chain.record_sha256[:16] if run.chain else ""
+    models = {name: entry for name, entry in run.models.items() if name.startswith(("before", "reinforced"))}
+    identity = {f"the hash of the model {name}": entry.sha256 for name, entry in models.items()}
+    if run.chain:
+        identity["the hash of the earlier run's record"] = run.chain.record_sha256
+    unlearner.monitor.state.identity |= identity
     if (checkpoint := _checkpoint(run)) is not None:
         try:
             unlearner.monitor.load(checkpoint)
@@ -132,13 +154,11 @@ def usable(run: Run, state: RunState) -> bool:
 
 def state_of(record: RunRecord) -> RunState:
     """What an ended training measured, from its record."""
-    return RunState(
-        fingerprint="", steps=record.history, probes=record.probes, checks=record.checks, stop=record.stop
-    )
+    return RunState(steps=record.history, probes=record.probes, checks=record.checks, stop=record.stop)
 
 
 def written(run: Run, record: RunRecord) -> CausalModel:
-    """The model that an ended training left in the output folder.
+    """The model that an ended training left in the output folder; the run takes over what it measured.
 
     Raises:
         ResumeError: It is not the one that the record tells of.
@@ -154,4 +174,7 @@ def written(run: Run, record: RunRecord) -> CausalModel:
     model.to(run.args.device)  # type: ignore[arg-type]
     if weights_hash(model) != record.models["after"].sha256:
         raise ResumeError(f"{rule} {place} is another. Give --overwrite to run again.")
+    run.timings = record.timings | run.timings
+    run.peak = record.peak_memory_bytes
+    run.notes = [*(note for note in record.notes if note != REDACTED), *run.notes]
     return model

@@ -24,7 +24,7 @@ from expunge.descent import Descent
 from expunge.events import StepEvents, forget_updates, scale_learning_rate
 from expunge.facts import Ranks, TokenFacts, compute_facts
 from expunge.interrupt import Interrupt
-from expunge.material import check_demands, fingerprint, hardening_of, left_out, norm_wanted
+from expunge.material import check_demands, hardening_of, identity, left_out, norm_wanted
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.observation import count
@@ -129,7 +129,7 @@ class Unlearner(WholeCheckpoints):
             probe=self.sets.probe(self.pad_id),
             check=self.sets.check(self.trained, self.tokenizer),
             check_every=args.check_every,
-            fingerprint=fingerprint(args, self.method, self.encoded, processes, self.trained),
+            identity=identity(args, self.method, self.encoded, processes, self.trained),
             gather=self.peers.gather,
             agree=self.peers.agree,
         )
