@@ -395,6 +395,11 @@ def test_a_trial_whose_rest_is_of_another_run_starts_from_the_beginning(
         ({"forget_metric": "forget/leek"}, "Did you mean forget/leak?"),
         ({"utility_metric": "general/leak"}, "Splits are forget, retain, holdout"),
         ({"utility_metric": "leak:up"}, "lower or higher"),
+        (
+            {"methods": ["ngdiff", "npo"], "refresh_every": 5, "sharpness": 0.0},
+            "npo-seed0 cannot be run: `refresh_every` must be 1",
+        ),
+        ({"methods": ["ties-merge"], "max_steps": 1}, "ties-merge-seed0 cannot be run: `max_steps` must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -34,7 +34,7 @@ from expunge.comparison_record import (
 )
 from expunge.errors import ResumeError, UsageError
 from expunge.locks import exclusive
-from expunge.material import missing
+from expunge.material import check_engine, missing
 from expunge.methods import Method
 from expunge.models import ModelSource, configured_context, load_as, load_tokenizer
 from expunge.record import ModelEntry, RunRecord, read_record
@@ -434,7 +434,12 @@ def _check(trial: Trial, subject: Subject) -> Method:
             f"--set and --grid must name settings of the training or of the method; got {changed[0]}."
         )
     recipe, settings = resolve_method(trial.method, settings)
-    for source in missing(recipe, subject.sets, arguments(settings, options, trial.method)):
+    args = arguments(settings, options, trial.method)
+    try:
+        check_engine(recipe, args)
+    except ValueError as error:
+        raise UsageError(f"{trial.name} cannot be run: {error}") from error
+    for source in missing(recipe, subject.sets, args):
         raise UsageError(
             f"method {recipe.name} needs {source} records; none are given. Give --{source} FILE, or leave "
             f"{trial.method} out."

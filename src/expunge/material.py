@@ -103,8 +103,7 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
 
     Raises:
         ValueError: A layer that the model lacks; a reinforced model of another vocabulary; a pair that is not
-            derived; a live reference, a merge or a zeroth-order update under FSDP; too few steps for all
-            trainings.
+            derived; a live reference under FSDP; what `check_engine` refuses.
         UsageError: A selector or a reinforced model that does not exist.
     """
     if latent := args.hardening().latent:
@@ -128,21 +127,6 @@ def check_demands(method: Method, model: nn.Module, args: UnlearningArguments) -
                 f"{objective.source!r}."
             )
     check_engine(method, args)
-    if method.merge and args.max_steps <= len(method.merge.further):
-        raise ValueError(
-            f"`max_steps` must be at least one for each training of method {method.name!r} "
-            f"({1 + len(method.merge.further)}); got {args.max_steps}."
-        )
-    if args.zeroth is not None and fsdp_wanted(args):
-        raise ValueError(
-            "`update` must not be zeroth-order for a sharded model: every rank would draw other directions. "
-            "Use one process or DDP."
-        )
-    if method.merge and fsdp_wanted(args):
-        raise ValueError(
-            f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
-            "Use one process or DDP."
-        )
     if live_sources(method) and fsdp_wanted(args) and not (args.lora_rank or adapter_is_idle(model)):
         raise ValueError(
             f"method {method.name!r} needs the reference's whole distribution, which a sharded model "
@@ -168,10 +152,11 @@ def _check_reinforced(model: nn.Module, reinforced: str, args: UnlearningArgumen
 
 
 def check_engine(method: Method, args: UnlearningArguments) -> None:
-    """Refuse ways of computing gradients that the weighting or the settings cannot use.
+    """Refuse, without a model, what method and settings cannot do together.
 
     Raises:
-        ValueError: Weights are to be carried that depend on no gradient, or between hardened steps.
+        ValueError: Weights are to be carried that depend on no gradient, or between hardened steps; there
+            are too few steps for all trainings; a merge or a zeroth-order update under FSDP.
     """
     weightings = (method.weighting, *(method.merge.further if method.merge else ()))
     needy = [weighting for weighting in weightings if weighting.needs_gramian]
@@ -184,6 +169,21 @@ def check_engine(method: Method, args: UnlearningArguments) -> None:
         raise ValueError(
             "`refresh_every` must be 1 with `sharpness` or `latent_radius`, which take a backward pass per "
             f"objective at every step; got {args.refresh_every}. Leave one of them out."
+        )
+    if method.merge and args.max_steps <= len(method.merge.further):
+        raise ValueError(
+            f"`max_steps` must be at least one for each training of method {method.name!r} "
+            f"({1 + len(method.merge.further)}); got {args.max_steps}."
+        )
+    if args.zeroth is not None and fsdp_wanted(args):
+        raise ValueError(
+            "`update` must not be zeroth-order for a sharded model: every rank would draw other directions. "
+            "Use one process or DDP."
+        )
+    if method.merge and fsdp_wanted(args):
+        raise ValueError(
+            f"method {method.name!r} needs whole parameters to merge, which a sharded model does not have. "
+            "Use one process or DDP."
         )
 
 
