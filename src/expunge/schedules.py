@@ -42,8 +42,25 @@ class Chunks:
 
     def steps(self, forget: int, batch_size: int) -> int:
         """Micro-batches after which every chunk has had its passes."""
-        sizes = [min(self.size, forget - start) for start in range(0, forget, self.size)]
-        return sum(self.passes * -(-size // batch_size) for size in sizes)
+        return sum(self.passes * -(-size // batch_size) for size in self._sizes(forget))
+
+    def unread(self, forget: int, batch_size: int, steps: int) -> int:
+        """Forget rows that the first so many micro-batches do not hold."""
+        missed = 0
+        for size in self._sizes(forget):
+            per_pass = -(-size // batch_size)
+            parts = np.array_split(np.arange(size), per_pass)
+            missed += sum(map(len, parts[max(steps, 0) :]))
+            steps -= self.passes * per_pass
+        return missed
+
+    def rows(self, source: str, batch_size: int) -> int:
+        """Rows of a data set in a micro-batch, at most."""
+        forget = min(batch_size, self.size)
+        return forget * self.ratio if source == "retain" else forget
+
+    def _sizes(self, forget: int) -> list[int]:
+        return [min(self.size, forget - start) for start in range(0, forget, self.size)]
 
 
 class ChunkPlan:

@@ -108,6 +108,23 @@ class TrainingSets:
         length = self.args.max_steps * self.args.gradient_accumulation_steps * processes
         return Draws(material.streams(self.method, self.encoded, self.args, self.own), length)
 
+    def unread(self, processes: int) -> list[str]:
+        """A sentence on forget records that a schedule does not come to within the run, if there are any."""
+        schedule, args = self.method.schedule, self.args
+        if schedule is None:
+            return []
+        rows, size = self.own["forget"], args.per_device_train_batch_size
+        per_step = args.gradient_accumulation_steps * processes
+        missed = schedule.unread(rows, size, args.max_steps * per_step)
+        if not missed:
+            return []
+        whole = -(-schedule.steps(rows, size) // per_step)
+        return [
+            f"{missed} of {rows} forget records are never trained on: {self.method.name} takes them chunk by "
+            f"chunk, and max_steps={args.max_steps} ends in its first round. A whole one takes "
+            f"max_steps={whole}."
+        ]
+
     def check(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ForgetCheck | None:
         """The look at the forget records; None where the method reads none, or nothing compares with them."""
         if not self.method.forgets:

@@ -114,6 +114,7 @@ class Unlearner(WholeCheckpoints):
         self.facts: TokenFacts | None = None
         self.cache: Path | None = None
         self.peers = Peers(self.accelerator, self.args.device)
+        self.notes += self.sets.unread(self.accelerator.num_processes)
         self.monitor = self._make_monitor()
         self.remove_callback(PrinterCallback)
         self.descent = self._make_descent()

@@ -131,7 +131,10 @@ def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float 
 
     Minimise $(-\sum_F \ell + \alpha \sum_R \ell) / (\lvert F \rvert + \lvert R \rvert)$ over a chunk's
     rows. The authors train the last 8 blocks (`train_last=8`) or LoRA (rank 16, alpha 64) at η = 1e-5, one
-    row at a time; here ℓ is a mean over tokens, theirs one over rows.
+    row at a time; here ℓ is a mean over tokens, theirs one over rows. They begin every chunk with a new
+    optimizer and schedule; here one of each runs through all of them. They end after the last chunk; here
+    `max_steps` ends the run: where it is less than a round over all chunks the last ones are never trained
+    on (a note says how many records), where it is more the first chunk comes again.
 
     Args:
         chunk: Forget rows in a chunk.
@@ -144,9 +147,11 @@ def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float 
     """
     weights = (1 / (1 + ratio), retain_weight * ratio / (1 + ratio))
     objectives = (Ascent(NLL("forget")), NLL("retain"))
-    return Method("sugd", objectives, Constant(weights), schedule=Chunks(chunk, ratio, passes))
+    chunks = Chunks(chunk, ratio, passes)
+    return Method("sugd", objectives, Constant(weights), budget=guard(tolerance), schedule=chunks)
 
 
 def fine_tune() -> Method:
     """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
     return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
