@@ -17,9 +17,9 @@ from expunge.cli import app
 from expunge.errors import UsageError
 from expunge.footprint import Living, Shape, saved, sizes
 from expunge.hardware import DEVICES, HEADROOM
-from expunge.methods import METHODS, Method, grad_diff, ngdiff
+from expunge.methods import METHODS, Method, grad_diff, ngdiff, sugd
 from expunge.methods.difference import fine_tune
-from expunge.plan import Request, _changed, _variants, cheapest, moments, plan
+from expunge.plan import Request, _changed, _passes, _tokens_per_step, _variants, cheapest, moments, plan
 from expunge.planning import plan_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
@@ -221,6 +221,39 @@ def test_the_verb_answers_from_a_configuration_alone(model_folder, tmp_path, cap
         app([*words, "--set", "refresh_every=4"])
     found = " ".join(capsys.readouterr().out.split())
     assert found.count("refresh_every=4 leaves no room for the sharpness that ngdiff has by itself") == 1
+
+
+def test_the_verb_takes_the_method_of_a_configuration_file(model_folder, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("method: npo\nbf16: false\n")
+
+    def said(*words: str) -> str:
+        app(["plan", "--model", str(model_folder), *words, "--json"], result_action="return_value")
+        parts = json.loads(capsys.readouterr().out)["plan"]["parts"]
+        return json.dumps({name: size for name, size in parts.items() if name != "process"})
+
+    named = {name: said("--method", name, "--set", "bf16=false") for name in ("npo", "ngdiff")}
+    assert said("--config", str(file)) == named["npo"] != named["ngdiff"]
+    assert said("--config", str(file), "--method", "ngdiff") == named["ngdiff"]
+
+
+@pytest.mark.parametrize("batch", [8, 32, 64])
+def test_a_schedule_says_how_many_rows_of_a_set_are_joined(batch, tmp_path):
+    """As many forget rows as batch and chunk hold, seven times as many to keep; planned by all of them."""
+    rows = min(batch, 32)
+
+    def asked(method: Method, size: int, **settings) -> Request:
+        args = arguments(tmp_path, max_steps=10, per_device_train_batch_size=size, **settings)
+        return Request(EIGHT, method, args, device=DEVICES["h100"])
+
+    joined, even = asked(sugd(), batch), asked(replace(sugd(), schedule=None), 4 * rows)
+    assert _passes(joined) == [8 * rows]
+    assert _tokens_per_step(joined) == 8 * rows * joined.tokens
+    assert plan(joined) == plan(even)
+    sharp = asked(sugd(), batch, sharpness=0.1)
+    assert _passes(sharp) == [rows, 7 * rows]
+    seen = (2 + 7) / 8  # the forget rows twice
+    assert plan(sharp).seconds == pytest.approx(seen * plan(joined).seconds)
 
 
 def test_an_unknown_kind_is_answered_with_the_nearest(model_folder):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -310,14 +310,19 @@ def _gathered(request: Request, counted: Sizes) -> int:
     ends = counted.embedding + (0 if counted.tied else counted.head)
     return (2 if request.args.bf16 else 4) * (2 * counted.block + ends)
 
+def _rows(request: Request, names: Iterable[str]) -> int:
+    """Rows of some data sets in a micro-batch; a schedule may join more of one with those of another."""
+    size, schedule = request.args.per_device_train_batch_size, request.method.schedule
+    return sum(schedule.rows(name, size) if schedule else size for name in names)
+
+
 
 def _passes(request: Request) -> list[int]:
     """Rows of each forward pass whose graph is alive by itself."""
-    rows = request.args.per_device_train_batch_size
-    whole = {name for objective in request.method.objectives for name in sources_of(objective)}
+    each = [sources_of(objective) for objective in request.method.objectives]
     if not request.always_separate:
-        return [rows * len(whole)]
-    return [rows * len(sources_of(objective)) for objective in request.method.objectives]
+        return [_rows(request, {name for names in each for name in names})]
+    return [_rows(request, names) for names in each]
 
 
 def _traced(request: Request) -> Saved:
@@ -394,13 +399,8 @@ def _process(request: Request) -> int:
 
 
 def _tokens_per_step(request: Request) -> int:
-    args, method = request.args, request.method
-    return (
-        args.per_device_train_batch_size
-        * args.gradient_accumulation_steps
-        * request.gpus
-        * (request.tokens * len(method.sources))
-    )
+    rows = _rows(request, request.method.sources)
+    return rows * request.args.gradient_accumulation_steps * request.gpus * request.tokens
 
 
 def _looks(request: Request, objective: Objective) -> int:
@@ -428,11 +428,12 @@ def _tokens_per_second(request: Request, counted: Sizes) -> float | None:
     active = counted.linear + share * counted.head
     backward = 2 if args.lora_rank else 4
     again = 2 if args.gradient_checkpointing else 0
-    reads = sum(_looks(request, objective) * len(sources_of(objective)) for objective in method.objectives)
-    passes = reads / len(method.sources) if request.always_separate else 1.0
+    rows = _rows(request, method.sources)
+    reads = sum(_looks(request, one) * _rows(request, sources_of(one)) for one in method.objectives)
+    passes = reads / rows if request.always_separate else 1.0
     if method.weighting.needs_gramian and args.refresh_every > 1:
         passes = 1.0 + (passes - 1.0) / args.refresh_every
-    asked = sum(_reference_passes(request, name) for name in live_sources(method))
-    reference = 2 * asked / len(method.sources)
+    asked = sum(_reference_passes(request, name) * _rows(request, [name]) for name in live_sources(method))
+    reference = 2 * asked / rows
     flops = active * (passes * (2 + backward + again) + reference)
     return request.gpus * request.device.peak * UTILISATION / flops
