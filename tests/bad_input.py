@@ -306,6 +306,7 @@ KINDS: dict[str, Kind] = {
     "config builds objects": config(lambda word: "a: !!python/object/apply:os.getcwd []\n"),
     "config of a flag": config(lambda word: f"forget: {word}\n"),
     "config unknown key": config(lambda word: f"x{word}: 1\n"),
+    "config of several methods": config(lambda word: f"method: [{word}, npo]\n"),
     "config lets code run": config(lambda word: "trust-remote-code: true\n"),
     # models
     "model missing": lambda world, word: world.run(model=world.folder / word),
@@ -358,6 +359,14 @@ KINDS: dict[str, Kind] = {
     "plan no GPUs": words("plan", "--model", "{m}", "--gpus", "0"),
     "plan labels beyond the row": words("plan", "--model", "{m}", "--tokens", "64", "--labels", "64"),
     "plan model missing": words("plan", "--model", "WORD"),
+    "plan parameters of no name": words("plan", "--model", "{m}", "--set", "train_only=xWORD"),
+    "plan blocks beyond the model": words("plan", "--model", "{m}", "--set", "train_last=99"),
+    "plan adapter on nothing": words(
+        "plan", "--model", "{m}", "--set", "lora_rank=2", "--set", "lora_targets=xWORD"
+    ),
+    "plan method unknown": lambda world, word: [
+        *("plan", "--model", str(world.model), "--config", str(world.write("a.yaml", f"method: x{word}\n")))
+    ],
     "finetune data missing": words("finetune", "--data", "WORD.jsonl", "--model", "{m}", "--output", "{o}"),
     "finetune data not given": words("finetune", "--model", "{m}", "--output", "{o}"),
     "neighbours none": words(*NEIGHBOURS, "--k", "0"),

@@ -165,10 +165,9 @@ def _fastest(request: Request, given_up: dict[str, Any]) -> Plan | None:
     for milder in _variants(request):
         changes = milder | given_up
         try:
-            varied = replace(request, args=_changed(request.args, changes))
-        except ValueError:  # settings that exclude each other
+            found = plan(replace(request, args=_changed(request.args, changes)), changes)
+        except ValueError:  # settings that exclude each other, or that the model has no room for
             continue
-        found = plan(varied, changes)
         if found.fits:
             fitting.append(found)
         if found.fits and not changes:
@@ -310,11 +309,11 @@ def _gathered(request: Request, counted: Sizes) -> int:
     ends = counted.embedding + (0 if counted.tied else counted.head)
     return (2 if request.args.bf16 else 4) * (2 * counted.block + ends)
 
+
 def _rows(request: Request, names: Iterable[str]) -> int:
     """Rows of some data sets in a micro-batch; a schedule may join more of one with those of another."""
     size, schedule = request.args.per_device_train_batch_size, request.method.schedule
     return sum(schedule.rows(name, size) if schedule else size for name in names)
-
 
 
 def _passes(request: Request) -> list[int]:

@@ -53,7 +53,7 @@ def plan_run(
         request = Request(
             load_config(model), recipe, args, gpus, DEVICES.get(gpu), tokens=tokens, labels=labels
         )
+        asked = plan(request)
     except ValueError as error:
         raise UsageError(f"This cannot be planned: {error}") from None
-    asked = plan(request)
     return asked, None if asked.fits else cheapest(request)

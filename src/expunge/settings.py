@@ -161,6 +161,8 @@ def find_recipe(name: str) -> Method | Callable[..., Method]:
     """
     if name in METHODS:
         return METHODS[name]
+    if not isinstance(name, str):
+        raise UsageError(f"--method must be one name; got {name!r}. See expunge list methods.")
     if not names_object(name):
         raise UsageError(
             f"--method must be one of {', '.join(METHODS)}; got {name!r}. "

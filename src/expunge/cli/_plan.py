@@ -20,7 +20,7 @@ from expunge.cli._flags import Json, Model, Settings
 def plan(
     *,
     model: Model = "smollm2-135m",
-    method: Annotated[str, Parameter(help="See expunge list methods.")] = "ngdiff",
+    method: Annotated[str | None, Parameter(help="See expunge list methods. Default: ngdiff.")] = None,
     gpus: Annotated[int, Parameter(help="Accelerators, one rank on each.")] = 1,
     gpu: Annotated[
         str,
@@ -28,7 +28,9 @@ def plan(
     ] = "cpu",
     tokens: Annotated[int, Parameter(help="Tokens of a row, prompt and response.")] = 128,
     labels: Annotated[int, Parameter(help="Response tokens of a row.")] = 64,
-    config: Annotated[Path | None, Parameter(help="YAML file of settings; --set wins over it.")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="YAML file of settings; --set and --method win over it.")
+    ] = None,
     set_: Settings = None,
     json_: Json = False,
 ) -> None:
@@ -38,9 +40,9 @@ def plan(
     """
     from expunge.planning import plan_run
 
-    asked, better = plan_run(
-        model, method, inputs.given(set_, config), gpus=gpus, gpu=gpu, tokens=tokens, labels=labels
-    )
+    settings = {"method": "ngdiff"} | inputs.given(set_, config, method=method)
+    name = settings.pop("method")
+    asked, better = plan_run(model, name, settings, gpus=gpus, gpu=gpu, tokens=tokens, labels=labels)
     if json_:
         found = {"plan": _plain(asked), "suggestion": _plain(better) if better else None}
         print(json.dumps(found))
