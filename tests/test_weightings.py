@@ -445,6 +445,31 @@ def test_a_step_with_fewer_objectives_leaves_the_memory_alone(name):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        TORCHJD["krum"],
+        lambda: TorchJD(aggregation.AlignedMTLWeighting(pref_vector=torch.tensor([1.0, 2.0, 3.0]).double())),
+        TORCHJD["pcd"],
+    ],
+)
+def test_a_step_with_fewer_objectives_than_a_weighting_is_for_counts_them_alike(make):
+    """As repair steps are, be they the first of the run; the others answer for themselves."""
+    gradients = contracts.jacobian(3, 3, 12, 3, 0.01)
+    expected, weighting = make()(gradients @ gradients.T, torch.ones(3)), make()
+    for m in (1, 2):
+        part = gradients[:m]
+        weights = weighting(part @ part.T, torch.ones(m))
+        try:
+            make().check(m)
+        except ValueError:
+            assert weights.tolist() == [1 / m] * m
+    for _ in range(2):
+        torch.testing.assert_close(make()(gradients @ gradients.T, torch.ones(3)), expected)
+    torch.testing.assert_close(weighting(gradients @ gradients.T, torch.ones(3)), expected)
+    assert weighting(gradients[:1] @ gradients[:1].T, torch.ones(1)).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
     ("weighting", "state"),
     [
         (DualSpaceMGDA(), {"calls": 1.0}),

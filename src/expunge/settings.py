@@ -91,10 +91,11 @@ def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict
     if "selector" in rest:
         parts["objectives"] = _selective(method, chosen := str(rest.pop("selector")))
         names.append(f"@{chosen.rpartition(':')[2]}")
+    seed = typed("seed", settings["seed"], int) if "seed" in settings else UnlearningArguments.seed
     for key in _PARTS:
         if key in rest:
             chosen = rest.pop(key)
-            parts[key] = _part(key, chosen, *_known(key, method))
+            parts[key] = _part(key, chosen, *_known(key, method, seed))
             names.append(str(chosen).rpartition(":")[2] if isinstance(chosen, str) else described(chosen))
     if not parts:
         return method, rest
@@ -121,12 +122,12 @@ def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
 _PARTS = ("weighting", "step_size")
 
 
-def _known(key: str, method: Method) -> tuple[Mapping[str, Callable[..., Any] | None], type]:
-    """What a part of a method may be by name, and of which type it is."""
+def _known(key: str, method: Method, seed: int) -> tuple[Mapping[str, Callable[..., Any] | None], type]:
+    """What a part of a method may be by name, and of which type it is; lots are drawn by the seed."""
     if key == "step_size":
         return STEP_SIZES, StepSize
     count = len(method.objectives)
-    return {name: functools.partial(weighting_for, name, count) for name in WEIGHTINGS}, Weighting
+    return {name: functools.partial(weighting_for, name, count, seed) for name in WEIGHTINGS}, Weighting
 
 
 def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], kind: type) -> Any:

@@ -58,8 +58,9 @@ def unlearn(
     logging.disable_progress_bar()
     if limit <= 0:
         raise UsageError(f"`limit` must be a positive number of seconds; got {limit}.")
-    recipe, rest = resolve_method(method, settings)
-    args = arguments({"seed": 0, "template": "none", "max_steps": 100_000} | rest, RunOptions(), method)
+    usual = {"seed": 0, "template": "none", "max_steps": 100_000}
+    recipe, rest = resolve_method(method, usual | settings)
+    args = arguments(rest, RunOptions(), method)
     forget, retain = read_records(forget_dir, name="forget"), read_records(retain_dir, name="retain")
     check_disjoint(forget, retain)
     tokenizer, model = load_tokenizer(model_path), load_model(model_path)

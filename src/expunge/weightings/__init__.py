@@ -6,6 +6,7 @@ CPU; nothing knows a model. `WEIGHTINGS` maps names to constructors; one of your
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from expunge.weightings.bi_level import BiLevel
 from expunge.weightings.constant import Constant
@@ -28,10 +29,11 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 }
 
 
-def weighting_for(name: str, count: int) -> Weighting:
+def weighting_for(name: str, count: int, run_seed: int = 0) -> Weighting:
     """A registered weighting for a number of objectives.
 
     `constant` counts them alike, `bi-level` takes the first one as the lower; all others come as they are.
+    Those that draw lots do so by the seed of the run.
 
     Raises:
         KeyError: No weighting has that name.
@@ -42,7 +44,8 @@ def weighting_for(name: str, count: int) -> Weighting:
         return Constant((1.0,) * count)
     if name == "bi-level":
         return BiLevel(count=max(count, 2))
-    return WEIGHTINGS[name]()
+    made = WEIGHTINGS[name]()
+    return replace(made, run_seed=run_seed) if isinstance(made, TorchJD) else made
 
 
 __all__ = [

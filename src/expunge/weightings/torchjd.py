@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,13 +29,16 @@ class TorchJD:
     """A Gramian weighting of TorchJD, as it stands.
 
     Random choices (`RandomWeighting`, the orders of `PCGradWeighting` and `GradVacWeighting`) come from
-    `seed` and the number of calls alone: every rank makes the same ones, a resumed run goes on with the
+    the seeds and the number of calls alone: every rank makes the same ones, a resumed run goes on with the
     next ones, and the run's own random numbers stay untouched. What a weighting remembers between calls
-    belongs to the number of objectives of its first call; in a step with fewer (repair) a fresh one answers.
+    belongs to the largest number of objectives so far; in a step with fewer (repair) a fresh one answers.
+    Where the weighting is not for so few (Krum wants three), all of them count alike there, 1/m each.
 
     Args:
         weighting: For example `torchjd.aggregation.UPGradWeighting()`.
         seed: Of its random choices.
+        run_seed: Of the run, joined with `seed`: `--set weighting=NAME` brings it along. The name leaves it
+            out, since runs over several seeds differ in nothing else.
 
     Example:
         >>> TorchJD(aggregation.MGDAWeighting())(torch.tensor([[1., 0.], [0., 3.]]), torch.zeros(2))
@@ -47,6 +50,7 @@ class TorchJD:
 
     weighting: TorchJDWeighting[Any]
     seed: int = 0
+    run_seed: int = 0
     _fresh: TorchJDWeighting[Any] = field(init=False, repr=False, compare=False)
     _calls: int = field(default=0, init=False, repr=False, compare=False)
     _count: int = field(default=0, init=False, repr=False, compare=False)
@@ -57,10 +61,17 @@ class TorchJD:
         self._fresh = deepcopy(self.weighting)
 
     def __call__(self, gramian: Float[Tensor, "m m"], losses: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        self._count = self._count or len(gramian)
-        weighting = self.weighting if len(gramian) == self._count else deepcopy(self._fresh)
-        with _random_numbers(self.seed + self._calls):
-            weights = weighting(gramian.double()).double()
+        count = len(gramian)
+        if count > self._count:
+            self.weighting, self._count = deepcopy(self._fresh), count
+        weighting = self.weighting if count == self._count else deepcopy(self._fresh)
+        with self._lots():
+            try:
+                weights = weighting(gramian.double()).double()
+            except ValueError:
+                if self._refusal(count) is None:
+                    raise
+                weights = torch.full((count,), 1 / count, dtype=torch.float64)
         self._calls += 1
         return weights
 
@@ -70,13 +81,24 @@ class TorchJD:
         Raises:
             ValueError: Some need at least two, or three.
         """
+        if refusal := self._refusal(count):
+            raise ValueError(
+                f"`weighting` must be for as many objectives as there are ({count}); {self!r} says: {refusal}"
+            )
+
+    def _refusal(self, count: int) -> ValueError | None:
+        """What the weighting says of a number of objectives that it is not for."""
         try:
-            with _random_numbers(self.seed):
+            with self._lots():
                 deepcopy(self._fresh)(torch.eye(count, dtype=torch.float64))
         except ValueError as error:
-            raise ValueError(
-                f"`weighting` must be for as many objectives as there are ({count}); {self!r} says: {error}"
-            ) from None
+            return error
+        return None
+
+    def _lots(self) -> AbstractContextManager[None]:
+        """The random numbers of the next call; runs of other seeds begin at far places of one sequence."""
+        mixed = np.random.SeedSequence(self.run_seed % 2**32).generate_state(1)[0]
+        return _random_numbers((int(mixed) if self.run_seed else 0) + self.seed + self._calls)
 
     def __repr__(self) -> str:
         """With all settings: the record of a run, and the identity of a checkpoint, rest on it."""
