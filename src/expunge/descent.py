@@ -316,11 +316,11 @@ class Descent:
         if self.carrying:
             return torch.tensor(self.carried[self._key], dtype=torch.float64)
         if weighting.needs_gramian:
-            return weighting(gramian, losses)
+            return weighting(gramian, losses).double()
         objectives = self.method.objectives
         size = len(objectives)
         weights = weighting(torch.zeros(size, size), torch.zeros(size))
-        return weights[[i for i, objective in enumerate(objectives) if objective in self.active]]
+        return weights[[i for i, objective in enumerate(objectives) if objective in self.active]].double()
 
     def _staleness(self, gramian: Tensor) -> float | None:
         """Cosine of the direction under the weights carried so far with the one under this step's weights."""

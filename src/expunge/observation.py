@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from expunge.batching import concatenate
+from expunge.errors import UsageError
 from expunge.hidden import residual_stream
 from expunge.logits import label_positions, select_logits
 from expunge.objectives import GenericLabels, Objective, Reference, TokenLogits
@@ -103,11 +105,43 @@ def view(objective: Objective, seen: Mapping[str, TokenLogits], batches: Mapping
 
 
 def total(objective: Objective, tokens: TokenLogits) -> Tensor:
-    """Sum of an objective's values over the tokens (or rows) that count."""
+    """Sum of an objective's values over the tokens (or rows) that count.
+
+    Raises:
+        UsageError: It gave something else than one value per token (or row), such as their mean.
+    """
     values = objective(tokens)
+    _check_values(objective, tokens, values)
     if objective.unit == "token" and tokens.selected is not None and len(values) == len(tokens.targets):
         values = values[tokens.selected]
     return values.sum()
+
+
+def _check_values(objective: Objective, tokens: TokenLogits, values: Any) -> None:
+    """Refuse what is not one value per token or row: of all, or of those that are selected."""
+    shape = tuple(values.shape) if isinstance(values, Tensor) else None
+    per_row = objective.unit == "row"
+    allowed = len(tokens.row_lengths) if per_row else len(tokens.targets)
+    if shape == (allowed,):
+        return
+    if tokens.selected is not None:
+        rows = tokens.rows[tokens.selected]
+        allowed = len(rows.unique_consecutive()) if per_row else len(rows)
+        if shape == (allowed,):
+            return
+    found = type(values).__name__ if shape is None else f"a tensor of shape {list(shape)}"
+    raise UsageError(
+        f"objective {objective.name!r} ({_called(objective)}) must give one value per {objective.unit}, a "
+        f"tensor of shape [{allowed}] here; it gave {found}. Return the values themselves: the engine takes "
+        "their mean over the whole step."
+    )
+
+
+def _called(objective: Objective) -> str:
+    """The class of an objective, and those of the objectives that it holds: "Ascent of Confidence"."""
+    inner = getattr(objective, "of", None)
+    held = f" of {_called(inner)}" if isinstance(inner, Objective) else ""
+    return f"{type(objective).__qualname__}{held}"
 
 
 def count(objective: Objective, batch: Batch) -> int:

@@ -24,6 +24,7 @@ from expunge.factories import nearest, typed
 from expunge.material import hardening_of
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
+from expunge.own_parts import check_parts
 from expunge.run_options import RunOptions
 from expunge.selectors import find_selector
 from expunge.step_sizes import STEP_SIZES, StepSize
@@ -56,13 +57,23 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
     function that returns one. The code of that file runs.
 
     Raises:
-        UsageError: No recipe has that name, or it refuses an argument.
+        UsageError: No recipe has that name, it refuses an argument, or a part of it does not keep what its
+            interface promises.
     """
-    if isinstance(method, Method):
-        return _composed(method, settings)
-    recipe = find_recipe(method)
+    made, rest = _made(method, settings)
+    composed, rest = _composed(made, rest)
+    try:
+        check_parts(composed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return composed, rest
+
+
+def _made(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, Mapping[str, Any]]:
+    """The recipe as it comes, and the settings that it did not take."""
+    recipe = method if isinstance(method, Method) else find_recipe(method)
     if isinstance(recipe, Method):
-        return _composed(recipe, settings)
+        return recipe, settings
     hints = get_type_hints(recipe)
     names = inspect.signature(recipe).parameters
     if taken := [name for name in names if name in _SETTINGS]:
@@ -77,7 +88,7 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
         raise UsageError(f"method {method} refused its settings: {error}") from None
     if not isinstance(made, Method):
         raise UsageError(f"--method {method} must return a Method; it returned {type(made).__name__}.")
-    return _composed(made, {key: value for key, value in settings.items() if key not in names})
+    return made, {key: value for key, value in settings.items() if key not in names}
 
 
 def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:

@@ -28,6 +28,7 @@ from expunge.material import check_demands, hardening_of, identity, left_out, no
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.observation import count
+from expunge.own_parts import check_parts
 from expunge.peers import Peers, reduce_every_pass
 from expunge.record import Step, Stop
 from expunge.references import LiveReference, live_sources
@@ -71,7 +72,8 @@ class Unlearner(WholeCheckpoints):
 
     Raises:
         ValueError: A data set that the method reads is missing; weights are not fp32; fp16 compute is
-            asked for; an objective needs what the model cannot give; a checkpoint belongs to another run.
+            asked for; an objective needs what the model cannot give; a part of the method does not keep what
+            its interface promises; a checkpoint belongs to another run.
         UsageError: Records cannot be used (see `expunge.records`, `expunge.collate`).
     """
 
@@ -87,6 +89,7 @@ class Unlearner(WholeCheckpoints):
         derived_datasets: Mapping[str, RecordSource] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_parts(method)
         given = {"forget": forget_dataset, "retain": retain_dataset, "holdout": holdout_dataset}
         records = read_given(given | dict(derived_datasets or {}))
         self.norm = norm_wanted(method, args, model)
