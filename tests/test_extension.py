@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -105,7 +107,10 @@ def test_a_ready_method_and_a_module(mine, monkeypatch):
         ("{}:number", "must be a Method or a function; it is int"),
         ("{}:not_a_method", "must return a Method; it returned int"),
         ("{}x.py:modest", "existing file"),
-        ("no.such.module:modest", "module no.such.module must run; it raises ModuleNotFoundError"),
+        (
+            "no.such.module:modest",
+            "must name an existing module; there is no module no, neither in ",
+        ),
         ("ngdif", "Did you mean ngdiff"),
     ],
 )
@@ -131,6 +136,80 @@ def test_failures_of_the_users_code_are_the_users(mine, tmp_path):
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
     with pytest.raises(UsageError, match=r"broken.py must run; it raises ModuleNotFoundError"):
         load_object(f"{tmp_path}/broken.py:x", "--method")
+
+
+def test_what_stands_beside_a_file_can_be_imported_at_once_and_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", before := list(sys.path))
+    (tmp_path / "beside_mine.py").write_text(MINE)
+    (tmp_path / "beside_later.py").write_text("strength = 7")
+    (tmp_path / "beside.py").write_text(
+        "from beside_mine import modest\n"
+        "def late():\n    import beside_later\n    return modest(beside_later.strength)\n"
+    )
+    assert resolve_method(f"{tmp_path}/beside.py:modest", {})[0].name == "modest-2"
+    assert sys.path == [*before[:-1], str(tmp_path)]  # last from then on: it hides no module of others
+    assert resolve_method(f"{tmp_path}/beside.py:late", {})[0].name == "modest-7"
+
+
+def test_a_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "module_here.py").write_text(MINE)
+    assert resolve_method("module_here:modest", {})[0].name == "modest-2"
+    (tmp_path / "broken_here.py").write_text("import math\nimport nothing_of_that_name")
+    with pytest.raises(UsageError, match=r"broken_here must run; it raises ModuleNotFound.*, line 2\)"):
+        resolve_method("broken_here:modest", {})
+    with pytest.raises(UsageError, match="there is no module nowhere_at_all, neither in "):
+        resolve_method("nowhere_at_all:modest", {})
+
+
+FAILING = """
+from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from expunge.objectives import NLL, Objective
+
+@dataclass(frozen=True)
+class Nameless(Objective):
+    source: str = "forget"
+    def __call__(self, tokens): return tokens.target_log_probs
+
+def key(): return {}["k"]
+def abstract(): return Nameless()
+def needs(strength: int): return None
+def hint(strength: "Unheard" = 3): return None
+
+class Weights:
+    needs_gramian = True
+    def __init__(self): self.table = {}["k"]
+    def __call__(self, gramian, losses): return losses
+
+class Silent:
+    def __call__(self, gramian, losses): return losses
+
+class Base(ABC):
+    @abstractmethod
+    def weigh(self): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rule"),
+    [
+        ("key", {}, r"failing.py:key must run; it raises KeyError: 'k' \(.*failing.py, line 11\)\. Mend it"),
+        ("abstract", {}, r"TypeError: Can't instantiate abstract class Nameless .* name \(.*py, line 12\)"),
+        ("needs", {}, "refused its settings: .*missing 1 required positional argument: 'strength'"),
+        ("hint", {}, "failing.py:hint must run; it raises NameError: name 'Unheard' is not defined"),
+        ("Base", {}, "failing.py:Base must define weigh; it does not"),
+        ("", {"weighting": "{}:Weights"}, r"weighting: .* it raises KeyError: 'k' \(.*failing.py, line 18\)"),
+        ("", {"weighting": "{}:Silent"}, "must be a Weighting; .* is Silent, which lacks needs_gramian"),
+    ],
+)
+def test_whatever_the_users_code_raises_is_one_message_with_its_line(tmp_path, method, settings, rule):
+    (path := tmp_path / "failing.py").write_text(FAILING)
+    settings = {key: value.format(path) for key, value in settings.items()}
+    with pytest.raises(UsageError, match=rule) as caught:
+        resolve_method(f"{path}:{method}" if method else "ngdiff", settings)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_makes_the_sets_that_it_reads_and_says_so(model_folder, tmp_path):

@@ -1,7 +1,11 @@
 """Objects from a user's own file: `path/to/file.py:name` or `package.module:name`.
 
-This runs the code of that file, as `python file.py` would. Names come from the command line, from a settings
-file or from Python; never from data.
+This runs the code of that file, as `python file.py` would: it may import what stands beside it; a module is
+looked for in the current folder too. That folder is the first place to look while the code is imported, and
+the last from then on: the user's functions may import later, and nobody else's imports are taken from it. As
+in any process, modules of one name are one module: the one that was imported first.
+
+Names come from the command line, from a settings file or from Python; never from data.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from expunge.errors import UsageError
+from expunge.own_code import raised
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -77,20 +83,52 @@ def _run_file(path: Path, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        with _neighbours(path.resolve().parent):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[key]
-        raise _failed(str(path), what, error) from error
+        raise failed(str(path), what, error) from error
     return module
 
 
 def _import(name: str, what: str) -> ModuleType:
+    here = Path.cwd()
     try:
-        return importlib.import_module(name)
+        with _neighbours(here):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise failed(f"module {name}", what, error) from error
+        raise UsageError(
+            f"{what} must name an existing module; there is no module {error.name}, neither in {here} nor "
+            "installed. Check the name, or name a file: FILE.py:NAME."
+        ) from None
     except Exception as error:
-        raise _failed(f"module {name}", what, error) from error
+        raise failed(f"module {name}", what, error) from error
 
 
-def _failed(place: str, what: str, error: Exception) -> UsageError:
-    line = " ".join(str(error).split())[:300]
-    return UsageError(f"{what}: {place} must run; it raises {type(error).__name__}: {line}. Mend it.")
+@contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """Modules of a folder can be imported: before all others inside, after all others from then on."""
+    place = str(folder)
+    if place in sys.path:
+        yield
+        return
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        sys.path.append(place)
+
+
+def failed(place: str, what: str, error: Exception) -> UsageError:
+    """What is to be said of code of the user's that raises.
+
+    Args:
+        place: Its file, module or name.
+        what: What it should be, for messages.
+        error: As it came.
+    """
+    return UsageError(f"{what}: {place} must run; it raises {raised(error)}. Mend it.")

@@ -25,6 +25,8 @@ def made(what: str, name: str, factory: Callable[..., Any], settings: Mapping[st
     Raises:
         UsageError: A setting is unknown or of the wrong type, or the factory refuses it.
     """
+    if lacking := missing_methods(factory):
+        raise UsageError(f"{what} {name} must define {lacking}; it does not. Add what is missing.")
     known = inspect.signature(factory).parameters
     for key in settings:
         if key not in known:
@@ -38,6 +40,11 @@ def made(what: str, name: str, factory: Callable[..., Any], settings: Mapping[st
         return factory(**values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what} {name} refused its settings: {error}") from None
+
+
+def missing_methods(factory: Any) -> str:
+    """Names of the abstract members that a class leaves open; "" where there is nothing to add."""
+    return ", ".join(sorted(factory.__abstractmethods__)) if inspect.isabstract(factory) else ""
 
 
 def typed(key: str, value: Any, hint: Any) -> Any:

@@ -19,11 +19,12 @@ from expunge import output
 from expunge.arguments import PLACES, UnlearningArguments
 from expunge.derived import is_forget
 from expunge.errors import UsageError
-from expunge.extension import described, load_object, names_object
-from expunge.factories import nearest, typed
+from expunge.extension import described, failed, load_object, names_object
+from expunge.factories import missing_methods, nearest, typed
 from expunge.material import hardening_of
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
+from expunge.own_code import is_ours, line_of
 from expunge.own_parts import check_parts
 from expunge.run_options import RunOptions
 from expunge.selectors import find_selector
@@ -74,8 +75,9 @@ def _made(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, Ma
     recipe = method if isinstance(method, Method) else find_recipe(method)
     if isinstance(recipe, Method):
         return recipe, settings
-    hints = get_type_hints(recipe)
-    names = inspect.signature(recipe).parameters
+    if lacking := missing_methods(recipe):
+        raise UsageError(f"--method {method} must define {lacking}; it does not. Add what is missing.")
+    hints, names = _parameters(recipe, str(method))
     if taken := [name for name in names if name in _SETTINGS]:
         raise UsageError(
             f"method {method} must not have an argument named as a setting of every run, which would not get "
@@ -84,11 +86,35 @@ def _made(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, Ma
     mine = {key: typed(key, value, hints.get(key, Any)) for key, value in settings.items() if key in names}
     try:
         made = recipe(**mine)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"method {method} refused its settings: {error}") from None
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _refusal(str(method), recipe, error) from error
     if not isinstance(made, Method):
         raise UsageError(f"--method {method} must return a Method; it returned {type(made).__name__}.")
     return made, {key: value for key, value in settings.items() if key not in names}
+
+
+def _parameters(
+    recipe: Callable[..., Method], name: str
+) -> tuple[Mapping[str, Any], Mapping[str, inspect.Parameter]]:
+    """Types and parameters of a recipe; annotations of the user's may name what is not there."""
+    try:
+        return get_type_hints(recipe), inspect.signature(recipe).parameters
+    except Exception as error:
+        if is_ours(recipe):
+            raise
+        raise failed(name, "--method", error) from error
+
+
+def _refusal(name: str, recipe: Callable[..., Method], error: Exception) -> Exception:
+    """What is to be said of a recipe that raises: that it refused its settings, or, of the user's, where."""
+    place = line_of(error)
+    refused = isinstance(error, ValueError) or (isinstance(error, TypeError) and not place)
+    if not refused:
+        return error if is_ours(recipe) else failed(name, "--method", error)
+    words = " ".join(str(error).split())
+    return UsageError(f"method {name} refused its settings: {words}{f' ({place})' if place else ''}")
 
 
 def _composed(method: Method, settings: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -131,6 +157,7 @@ def _selective(method: Method, selector: str) -> tuple[Objective, ...]:
 
 
 _PARTS = ("weighting", "step_size")
+_MEMBERS = {"weighting": ("needs_gramian", "__call__"), "step_size": ("every", "rows", "__call__")}
 
 
 def _known(key: str, method: Method, seed: int) -> tuple[Mapping[str, Callable[..., Any] | None], type]:
@@ -155,13 +182,23 @@ def _part(key: str, name: Any, known: Mapping[str, Callable[..., Any] | None], k
         return None
     try:
         made = found() if isinstance(found, type) or not isinstance(found, kind) else found
-    except (TypeError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:
+        if names_object(str(name)) and line_of(error):
+            raise failed(str(name), f"--set {key}", error) from error
+        if not isinstance(error, TypeError | ValueError):
+            raise
         raise UsageError(
             f"--set {key} must name what needs no arguments; {name}: {error}. "
             "Make it in a file of your own, and name that as FILE.py:NAME."
         ) from None
     if not isinstance(made, kind):
-        raise UsageError(f"--set {key} must be a {kind.__name__}; {name} is {type(made).__name__}.")
+        lacking = ", ".join(member for member in _MEMBERS[key] if not hasattr(made, member))
+        raise UsageError(
+            f"--set {key} must be a {kind.__name__}; {name} is {type(made).__name__}, which lacks {lacking}. "
+            "Add what is missing."
+        )
     return made
 
 
