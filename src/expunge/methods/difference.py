@@ -126,7 +126,9 @@ def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
     return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
 
 
-def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float = 0.5) -> Method:
+def sugd(
+    chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float = 0.5, tolerance: float = 0.5
+) -> Method:
     r"""Sequential unlearning: gradient difference on chunks of forget rows joined with cyclic retain rows.
 
     Minimise $(-\sum_F \ell + \alpha \sum_R \ell) / (\lvert F \rvert + \lvert R \rvert)$ over a chunk's
@@ -141,6 +143,7 @@ def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float 
         ratio: Retain rows per forget row.
         passes: Passes over a chunk before the next.
         retain_weight: α, non-negative.
+        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
 
     Reference:
         Premptis et al. (2025), arXiv 2503.02443 (AILS-NTUA, first of SemEval-2025 task 4).
@@ -154,4 +157,3 @@ def sugd(chunk: int = 32, ratio: int = 7, passes: int = 7, retain_weight: float 
 def fine_tune() -> Method:
     """Ordinary supervised fine-tuning: minimise the NLL of what is to be learned."""
     return Method("fine-tune", (NLL("retain"),), Constant((1.0,)))
-        tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
