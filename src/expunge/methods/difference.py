@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from expunge.methods.method import Method, guard, weighted
 from expunge.objectives import KL, NLL, UCE, Ascent
 from expunge.schedules import Chunks
@@ -108,22 +110,32 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
     )
 
 
-def ngdiff_gen(every: int = 10, tolerance: float = 0.5) -> Method:
-    r"""NGDiff as published: the normalised difference under the GeN learning rate.
+def ngdiff_gen(every: int = 10, tolerance: float = 0.5, clip: float = 2.0) -> Method:
+    r"""NGDiff as published, within bounds: the normalised difference under the GeN learning rate.
 
     $d = \nabla L_R/\lVert \nabla L_R \rVert - \nabla L_F/\lVert \nabla L_F \rVert$ with both NLLs, and
     $\eta^* = \eta\, a / b$, the minimum of the parabola through the retain losses at $\theta$ and
     $\theta \mp \eta u$.
 
+    Four things are added to the paper's rule. η changes by no more than the factor `clip` at a measurement.
+    Where the parabola has no minimum ahead, η shrinks ($a \le 0$) or grows ($b \le 0$) by that factor. A
+    gradient no longer than 1e-6 of the longest counts as zero (`Normalized`). A guard ends the run that has
+    lost `tolerance`.
+
     Args:
         every: Optimizer steps between measurements of η.
         tolerance: Retain loss above the start that ends the run, nats per token; infinity never does.
+        clip: Largest factor by which η grows or shrinks at a measurement, finite, at least 1; a large one
+            leaves $\eta^*$ as it is found, and goes as far where there is no minimum.
 
     Reference:
         arXiv 2410.22086, algorithm 1; arXiv 2407.02772.
     """
+    if not 1 <= clip < math.inf:
+        raise ValueError(f"`clip` must be at least 1 and finite; got {clip}.")
     objectives = (Ascent(NLL("forget")), NLL("retain"))
-    return Method("ngdiff-gen", objectives, Normalized(), step_size=GeN(every=every), budget=guard(tolerance))
+    rule = GeN(every=every, clip=(1 / clip, clip))
+    return Method("ngdiff-gen", objectives, Normalized(), step_size=rule, budget=guard(tolerance))
 
 
 def sugd(
