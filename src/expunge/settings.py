@@ -208,6 +208,8 @@ def find_recipe(name: str) -> Method | Callable[..., Method]:
     Raises:
         UsageError: There is no such recipe.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"--method must be one name; got {name!r}. See expunge list methods.")
     if name in METHODS:
         return METHODS[name]
     if not isinstance(name, str):
