@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from expunge import step_sizes
 from expunge.step_sizes import GeN, Line, WithinBudget, largest_within, standard_error, weighted_mean
 
 RULES = [GeN(), GeN(significance=2.0), GeN(clip=(0.1, 10.0))]
-BUDGETS = [WithinBudget(), WithinBudget(every=1), WithinBudget(0.5, clip=(0.1, 10.0), significance=0.0)]
+BUDGETS = [
+    WithinBudget(),
+    WithinBudget(every=1),
+    WithinBudget(0.5, clip=(0.1, 10.0), significance=0.0),
+    WithinBudget(repairs=True),
+]
 
 
 def line(minus: float, zero: float, plus: float, start: float | None = None) -> Line:
@@ -176,13 +182,33 @@ def test_the_budget_counts_from_the_start_and_not_from_the_last_probe():
     )  # clipped 1/4
 
 
-def test_over_budget_is_repaired_and_not_starved():
+def test_over_budget_eta_shrinks_unless_the_method_repairs():
     rule = WithinBudget(tolerance=0.02, every=1)
     worse, better = line(0.99, 1.0, 1.03, start=0.9), line(1.03, 1.0, 0.99, start=0.9)
-    assert rule(1e-4, worse) == (1e-4, "keep: over budget")
+    assert rule(1e-4, worse) == (0.5e-4, "shrink: over budget")
+    assert replace(rule, repairs=True)(1e-4, worse) == (1e-4, "keep: over budget")
     assert rule(1e-4, better) == (pytest.approx(1e-4), "repair")  # a = b: the minimum is at k = 1
     falling = line(1.1, 1.0, 0.9, start=0.9)
     assert rule(1e-4, falling) == (2e-4, "repair, clipped")
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@given(start=st.floats(1.0, 3.0), push=st.floats(0.1, 10.0), rate=st.floats(1e-3, 0.1))
+def test_a_run_over_budget_loses_no_more_than_a_few_steps_do(every, start, push, rate):
+    """Steps along the rise of the loss 2 + x²/2, from beyond the budget: they die away, or go on."""
+
+    def ends(repairs: bool) -> float:
+        rule, x, rate_now = WithinBudget(tolerance=0.02, every=every, repairs=repairs), start, rate
+        for step in range(200):
+            if step % every == 0:
+                seen = contracts.quadratic(-push * x, push * push, rate_now, rise=x * x / 2)
+                rate_now = rule(rate_now, seen).learning_rate
+            x += push * rate_now
+        return x
+
+    few = push * rate * every * (1 + 1e-9)  # (1/2 + 1/4 + ...) times `every` steps
+    assert ends(repairs=False) <= start + few
+    assert ends(repairs=True) == pytest.approx(start + 200 * push * rate)
 
 
 @settings(max_examples=30)

@@ -28,7 +28,7 @@ from expunge.own_code import is_ours, line_of
 from expunge.own_parts import check_parts
 from expunge.run_options import RunOptions
 from expunge.selectors import find_selector
-from expunge.step_sizes import STEP_SIZES, StepSize
+from expunge.step_sizes import STEP_SIZES, StepSize, WithinBudget
 from expunge.weightings import WEIGHTINGS, Weighting, weighting_for
 
 RESERVED = {
@@ -163,7 +163,8 @@ _MEMBERS = {"weighting": ("needs_gramian", "__call__"), "step_size": ("every", "
 def _known(key: str, method: Method, seed: int) -> tuple[Mapping[str, Callable[..., Any] | None], type]:
     """What a part of a method may be by name, and of which type it is; lots are drawn by the seed."""
     if key == "step_size":
-        return STEP_SIZES, StepSize
+        repairs = method.budget is not None and method.budget.repair
+        return STEP_SIZES | {"within-budget": functools.partial(WithinBudget, repairs=repairs)}, StepSize
     count = len(method.objectives)
     return {name: functools.partial(weighting_for, name, count, seed) for name in WEIGHTINGS}, Weighting
 

@@ -161,11 +161,12 @@ class WithinBudget:
     only shorten a step. It does not starve: slope and error both scale with η, so a smaller η brings no
     smaller answer.
 
-    Over budget ($r < 0$) a smaller step repairs nothing. Where the step itself lowers the loss it is
-    sized for that: to the end of the room that it opens, else to the minimum. Where not, η stays, and
-    repairing is the part of the method's retain budget. Give that budget a smaller tolerance than the
-    rule (half, by default): otherwise the rule creeps towards the edge in ever smaller steps, and
-    nothing ever repairs.
+    Over budget ($r \le 0$), where the step itself lowers the loss, it is sized for that: to the end of
+    the room that it opens, else to the minimum. Where not, no step is within, and η shrinks to the lower
+    clip at every measurement: what is still lost adds up to no more than a few steps lose. A method
+    whose retain budget repairs (`repairs`) keeps η instead, for the steps that repair. Give that budget a
+    smaller tolerance than the rule (half, by default): otherwise the rule creeps towards the edge in ever
+    smaller steps, and nothing ever repairs.
 
     Args:
         tolerance: τ, nats per token above the start, positive.
@@ -173,6 +174,7 @@ class WithinBudget:
         rows: Retain rows to measure, fixed for the run, at least 2.
         clip: Smallest and largest factor per measurement, around 1.
         significance: Standard errors, non-negative.
+        repairs: Whether the method's retain budget repairs; `--set step_size=within-budget` sets it.
 
     Example:
         >>> two = torch.ones(2)
@@ -186,6 +188,7 @@ class WithinBudget:
     rows: int = 40
     clip: tuple[float, float] = (0.5, 2.0)
     significance: float = 2.0
+    repairs: bool = False
 
     def __post_init__(self) -> None:
         _check(self.every, self.clip, self.significance)
@@ -204,7 +207,8 @@ class WithinBudget:
         if not math.isfinite(room + slope + curvature):
             return Proposal(learning_rate * self.clip[0], "shrink: loss not finite")
         if room <= 0 and slope <= 0:
-            return Proposal(learning_rate, "keep: over budget")
+            factor, what = (1.0, "keep") if self.repairs else (self.clip[0], "shrink")
+            return Proposal(learning_rate * factor, f"{what}: over budget")
         factor = largest_within(slope, curvature, room) / self.every
         return _clipped(learning_rate, factor, self.clip, "within budget" if room > 0 else "repair")
 

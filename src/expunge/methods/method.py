@@ -9,7 +9,7 @@ from expunge.derived import is_forget
 from expunge.merging import Merge
 from expunge.objectives import Objective
 from expunge.schedules import Chunks
-from expunge.step_sizes import StepSize
+from expunge.step_sizes import StepSize, WithinBudget
 from expunge.stopping import RetainBudget
 from expunge.weightings import BiLevel, Constant, DualAscent, Stateful, TorchJD, Weighting
 
@@ -70,6 +70,12 @@ class Method:
             raise ValueError(
                 f"method {self.name!r} must read forget and retain records, since its schedule joins them; "
                 f"its objectives read {self.sources}."
+            )
+        rule, repair = self.step_size, self.budget is not None and self.budget.repair
+        if isinstance(rule, WithinBudget) and rule.repairs and not repair:
+            raise ValueError(
+                f"method {self.name!r} must have a retain budget that repairs, since its step size relies on "
+                f"it (`repairs`); got {self.budget}. Give one, or `repairs=False`."
             )
         if self.merge:
             self._check_merge(self.merge)
