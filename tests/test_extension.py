@@ -9,7 +9,7 @@ import torch
 
 import conftest
 import expunge
-from expunge import UsageError
+from expunge import UnlearningArguments, UsageError
 from expunge.cli import app
 from expunge.extension import load_object
 from expunge.methods import METHODS, Method, whp
@@ -328,6 +328,37 @@ def test_every_weighting_goes_with_every_recipe_or_says_why_not(weighting):
         weights = method.weighting(gradients @ gradients.T, torch.ones(m, dtype=torch.float64))
         assert weights.shape == (m,)
         assert weights.isfinite().all()
+
+
+def test_the_rule_by_name_knows_whether_the_method_repairs():
+    for name, repairs in (("ngdiff", True), ("grad-diff", False)):
+        assert resolve_method(name, {"step_size": "within-budget"})[0].step_size.repairs is repairs
+
+
+@pytest.mark.parametrize("weighting", ["pcgrad", "random", "gradvac"])
+def test_lots_are_drawn_by_the_seed_of_the_run(weighting):
+    """Other lots on every seed, the same on the same; the name in a record is that of all seeds."""
+    gradients = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients[1] -= gradients[0]
+    gradients[2] -= gradients[1]
+
+    def drawn(**seed: int) -> tuple[list[list[float]], str]:
+        method, rest = resolve_method("mollm", {"weighting": weighting} | seed)
+        assert rest == seed
+        calls = [method.weighting(gradients @ gradients.T, torch.ones(3)).tolist() for _ in range(6)]
+        return calls, repr(method.weighting)
+
+    (first, name), (again, _), (other, same), (usual, _) = (
+        drawn(seed=0),
+        drawn(seed=0),
+        drawn(seed=1),
+        drawn(),
+    )
+    assert first == again
+    assert first != other
+    assert other[:-1] != first[1:], "nor the same ones a call later"
+    assert usual == drawn(seed=UnlearningArguments.seed)[0]
+    assert name == same
 
 
 @pytest.mark.parametrize(

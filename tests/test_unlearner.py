@@ -19,14 +19,14 @@ import conftest
 from expunge.arguments import UnlearningArguments
 from expunge.collate import collate, encode
 from expunge.methods import Method, fine_tune, grad_ascent, grad_diff, ngdiff, ngdiff_gen
-from expunge.objectives import NLL, Ascent
+from expunge.objectives import NLL, UCE, Ascent
 from expunge.probe import token_logits
 from expunge.record import Check
 from expunge.records import read_records
 from expunge.step_sizes import GeN, WithinBudget
 from expunge.stopping import RetainBudget
 from expunge.unlearner import Unlearner
-from expunge.weightings import Constant, Normalized
+from expunge.weightings import TORCHJD, Constant, Normalized
 
 FORGET, RETAIN, HOLDOUT = conftest.rows()[:6], conftest.rows()[6:], conftest.rows(("Ivy Iris", "Jon Juniper"))
 
@@ -424,6 +424,41 @@ def test_the_largest_step_within_budget_is_measured_against_the_start(tokenizer,
         "keep: slope not resolved",
     }
     assert max(p.retain_loss for p in probes) <= start + 0.2
+
+
+def test_a_weighting_for_three_objectives_lets_the_one_that_keeps_repair(tokenizer, tmp_path, taught):
+    """Krum needs three; in a repair step two of them rest."""
+    method = Method(
+        "krum",
+        (Ascent(NLL("forget")), UCE("forget"), NLL("retain")),
+        TORCHJD["krum"](),
+        budget=RetainBudget(tolerance=0.05, every=1, rows=10, patience=50),
+    )
+    run = unlearner(tokenizer, tmp_path, method, model=taught, learning_rate=0.01, max_steps=10)
+    run.train()
+    repaired = [step for step in run.history if step.repair]
+    assert repaired
+    assert all(step.weights["nll(retain)"] == 1.0 for step in repaired)
+    assert run.stop.reason != "diverged"
+
+
+@pytest.mark.parametrize("repairs", [False, True])
+def test_a_rate_that_goes_over_budget_shrinks_or_is_repaired(tokenizer, tmp_path, taught, repairs):
+    """Without repair η halves at every measurement over budget; with it steps repair at the η there is."""
+    rule = WithinBudget(tolerance=0.04, every=2, rows=10, repairs=repairs)
+    budget = RetainBudget(tolerance=0.02, every=2, rows=10, patience=50) if repairs else None
+    method = replace(ngdiff(), step_size=rule, budget=budget)
+    run = unlearner(tokenizer, tmp_path, method, model=taught, learning_rate=0.03, max_steps=16)
+    run.train()
+    probes = [p for p in run.monitor.state.probes if p.slope is not None]
+    start = statistics.fmean(run.monitor.state.start)
+    over = [p for p in probes if p.retain_loss > start + 0.04 and "over budget" in p.decision]
+    if repairs:
+        assert any(step.repair for step in run.history)
+        assert not any(p.decision == "shrink: over budget" for p in probes)
+    else:
+        assert over
+        assert all(p.learning_rate_after == p.learning_rate_before / 2 for p in over)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
