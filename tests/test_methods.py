@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ from expunge.objectives import (
     SimNPO,
     Steering,
 )
+from expunge.references import live_sources
 from expunge.settings import configuration, resolve_method
+from expunge.step_sizes import WithinBudget
 from expunge.unlearner import Unlearner
 from expunge.weightings import (
     TORCHJD,
@@ -137,6 +140,15 @@ def test_a_setting_of_the_run_reaches_the_run_whatever_the_recipe(name):
     assert resolve_method(name, given)[1] == given
 
 
+def test_the_page_on_clusters_names_the_methods_that_shards_refuse():
+    """Those that read a whole second model; merged methods are named apart."""
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    refused = [name for name in METHODS if live_sources(METHODS[name]()) and not METHODS[name]().merge]
+    named = re.findall(r"(?:Refused there, with the reason:|`ties-merge`\), and) ([^()]*) \(without", page)
+    assert [re.findall("`(.*?)`", found) for found in named] == [refused, refused]
+    assert not live_sources(methods.whp(reinforced="folder"))
+
+
 def test_mollm_never_climbs_an_objective_to_first_order():
     """<d, g_i> >= 0 for all three, whatever the gradients."""
     method = METHODS["mollm"]()
@@ -166,6 +178,12 @@ def test_a_pair_is_a_source_too(name):
             lambda: Method("x", (NLL("retain"),), DualAscent(weights=(1.0, 1.0), bounds=(None, 0.1))),
             r"one weight per objective \(1\)",
         ),
+        (
+            lambda: Method("x", (NLL(),), Constant((1.0,)), WithinBudget(repairs=True), methods.guard(0.5)),
+            "must have a retain budget that repairs.* repair=False",
+        ),
+        (lambda: methods.ngdiff_gen(clip=0.5), "`clip` must be at least 1 and finite; got 0.5"),
+        (lambda: methods.ngdiff_gen(clip=math.inf), "`clip` must be at least 1 and finite; got inf"),
         (lambda: Method("x", (NLL(), NLL()), Constant((1.0, 1.0))), "distinct names"),
         (lambda: Method("x", (NLL(),), BiLevel()), r"as many objectives as there are \(1\); got BiLevel"),
         (lambda: Method("x", (NLL(), UCE()), TORCHJD["krum"]()), r"as there are \(2\); TorchJD\(Krum"),
