@@ -167,7 +167,36 @@ def trials_with(found, **changes):
     return found.model_copy(update={"trials": [t.model_copy(update=changes) for t in found.trials]})
 
 
+def with_defaults(found, **changes):
+    """A comparison whose trials were asked when their methods had other defaults."""
+    trials = [t.model_copy(update={"resolved": t.resolved | changes}) for t in found.trials]
+    return found.model_copy(update={"trials": trials})
+
+
+def test_a_name_that_stands_for_something_else_by_now_is_refused(
+    study, model_folder, tmp_path, monkeypatch, no_pages
+):
+    import shutil
+
+    found, folder, _ = study
+    assert "seed" not in found.trials[0].resolved
+    assert found.trials[0].resolved == found.trials[3].resolved != found.trials[1].resolved
+    shutil.copytree(folder, tmp_path / "out")
+    write_comparison(with_defaults(found, relative_sharpness=0.5), tmp_path / "out")
+    monkeypatch.setattr(api, "unlearn", lambda *_, **__: pytest.fail("ran"))
+    words = {"output": tmp_path / "out", "resume": True, **SETS, **QUICK}
+    for seeds in ([0], [0, 7]):
+        with pytest.raises(UsageError, match=r"ngdiff-seed0 .* relative_sharpness was 0\.5 in .* is 2.4e-05"):
+            expunge.compare(model_folder, methods=["ngdiff"], seeds=seeds, **words)
+    write_comparison(trials_with(found, resolved={}), tmp_path / "out")  # as earlier versions left it
+    assert len(expunge.compare(model_folder, methods=["ngdiff"], **words).trials) == len(found.trials)
+
+
 OTHERWISE = [
+    (
+        lambda found: with_defaults(found, weighting="Other()"),
+        r"weighting is Normalized.* elsewhere and Other\(\) in",
+    ),
     (lambda found: trials_with(found, fixed={**QUICK, "max_steps": 4}), "max_steps is 3 elsewhere and 4 in"),
     (lambda found: trials_with(found, evaluation_seed=1), "evaluation_seed is 0 elsewhere and 1 in"),
     (lambda found: found.model_copy(update={"options": {"rows": 5}}), "must have the same --option"),

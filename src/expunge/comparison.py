@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from expunge import api, failures, output
+from expunge.alike import first_difference
 from expunge.arguments import UnlearningArguments
 from expunge.collate import encode
 from expunge.comparison_record import (
@@ -41,7 +42,7 @@ from expunge.record import ModelEntry, RunRecord, read_record
 from expunge.report.comparison import write_page
 from expunge.run_options import RunOptions
 from expunge.runs import data_entries
-from expunge.settings import arguments, resolve_method
+from expunge.settings import arguments, configuration, resolve_method
 from expunge.subject import SETTINGS, CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan
 from expunge.weights import model_entry
@@ -97,10 +98,10 @@ def compare(
     settings = dict(SETTINGS.get(options.benchmark, {})) | settings
     trials = plan(methods, seeds, settings, grid or {}, options.evaluation_seed)
     subject = subject_of(options, settings.get("template"))
-    recipes = [
-        _check(trial, subject)
-        for trial in {trial.name.rpartition("-seed")[0]: trial for trial in trials}.values()
-    ]
+    checked = {
+        setting: _check(trial, subject)
+        for setting, trial in {_setting(trial): trial for trial in trials}.items()
+    }
     comparison = Comparison(
         expunge_version="",
         created="",
@@ -111,12 +112,12 @@ def compare(
         data=data_entries(subject.sets, subject.benchmark),
         forget_axis=axis_of(options.forget_metric or subject.axes[0], "forget", subject),
         utility_axis=axis_of(options.utility_metric or subject.axes[1], "retain", subject),
-        trials=[begun(trial) for trial in trials],
+        trials=[begun(trial, checked[_setting(trial)][1]) for trial in trials],
         models_kept=options.keep_models,
     )
     reading = arguments({k: v for k, v in settings.items() if k in _READING}, RunOptions())
     _check_model(model, subject, reading, trust=options.trust_remote_code)
-    second = [place for recipe in recipes for place in recipe.second_models]
+    second = [place for recipe, _ in checked.values() for place in recipe.second_models]
     folder = _claim(Path(output), [model, *second], options)
     comparison = _joined(comparison, folder, options, reading.device)
     return _Study(comparison, folder, subject, options, {trial.name: trial for trial in trials}).run(model)
@@ -154,7 +155,7 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
     for place, part in parts.items():
         _check_alike(part, whole, place)
         for entry in part.trials:
-            if unlike := _unlike(entry, trials.values()):
+            if unlike := _asked_otherwise(entry, trials.values()):
                 raise UsageError(
                     f"Comparisons that are merged must ask {entry.name} with the same settings; {unlike[0]} "
                     f"is {unlike[1]} elsewhere and {unlike[2]} in {place}. Leave one out."
@@ -395,7 +396,7 @@ def _found_again(
 
 def _check_asked(known: Sequence[TrialEntry], entry: TrialEntry, folder: Path) -> None:
     """What a comparison holds already, and what is asked of it now, can stand in one table."""
-    if not (unlike := _unlike(entry, known)):
+    if not (unlike := _asked_otherwise(entry, known)):
         return
     what, before, now = unlike
     if what == "evaluation_seed":
@@ -408,10 +409,11 @@ def _check_asked(known: Sequence[TrialEntry], entry: TrialEntry, folder: Path) -
     )
 
 
-def _unlike(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, Any] | None:
+def _asked_otherwise(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, Any] | None:
     """A setting in which a trial differs from others that it is compared with, their value and its own.
 
-    All are evaluated with one seed; those of one method at one point of the grid share every setting.
+    All are evaluated with one seed; those of one method at one point of the grid share every setting, the
+    defaults included: a name may have stood for something else when the others were asked.
     """
     for other in others:
         if other.evaluation_seed != entry.evaluation_seed:
@@ -419,15 +421,22 @@ def _unlike(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, 
         same = (other.method, other.varied) == (entry.method, entry.varied)
         if other.name != entry.name and not same:
             continue
-        for before, now in ((other.fixed, entry.fixed), (other.varied, entry.varied)):
-            different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-            if different:
-                return different[0], before.get(different[0]), now.get(different[0])
+        pairs = [(other.fixed, entry.fixed), (other.varied, entry.varied)]
+        if other.resolved and entry.resolved:  # not of comparisons that hold no defaults
+            pairs.append((other.resolved, entry.resolved))
+        for before, now in pairs:
+            if found := first_difference(before, now):
+                return found
     return None
 
 
-def _check(trial: Trial, subject: Subject) -> Method:
-    """The recipe of a trial; everything that can be refused before anything is run is."""
+def _setting(trial: Trial) -> str:
+    """What trials that differ in their seed alone have in common."""
+    return trial.name.rpartition("-seed")[0]
+
+
+def _check(trial: Trial, subject: Subject) -> tuple[Method, dict[str, Any]]:
+    """The recipe and the settings of a trial; everything that can be refused before anything is run is."""
     options, settings = RunOptions.take({**trial.fixed, **trial.varied, "seed": trial.seed})
     if changed := [f.name for f in dataclasses.fields(options) if f.name in {*trial.fixed, *trial.varied}]:
         raise UsageError(
@@ -444,7 +453,14 @@ def _check(trial: Trial, subject: Subject) -> Method:
             f"method {recipe.name} needs {source} records; none are given. Give --{source} FILE, or leave "
             f"{trial.method} out."
         )
-    return recipe
+    return recipe, _resolved(args, recipe)
+
+
+def _resolved(args: UnlearningArguments, recipe: Method) -> dict[str, Any]:
+    """The configuration of a trial as far as it is known before a model is loaded, on any machine."""
+    found = configuration(args, recipe, 1.0)
+    unknown = {"precision", "sharpness"} if "relative_sharpness" in found else {"precision"}
+    return {key: value for key, value in found.items() if key not in unknown}
 
 
 _READING = ("template", "max_length")

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from expunge.alike import DEFAULT, kept, told
 from expunge.environment import installed
 from expunge.errors import UsageError
 from expunge.front import Point, hypervolume, on_front
@@ -73,6 +74,10 @@ class TrialEntry(Entry):
     method: str
     varied: dict[str, Any] = Field(description="the point of the grid")
     fixed: dict[str, Any] = Field(description="other settings that were asked for")
+    resolved: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what these came to with the defaults of then, but for what the machine decides",
+    )
     seed: int
     evaluation_seed: int
     status: Status = "pending"
@@ -143,13 +148,19 @@ class Comparison(Entry):
         return [trial for trial in self.trials if trial.name in setting.trials]
 
 
-def begun(trial: Trial) -> TrialEntry:
-    """A trial that has not ended yet."""
+def begun(trial: Trial, resolved: Mapping[str, Any] | None = None) -> TrialEntry:
+    """A trial that has not ended yet.
+
+    Args:
+        trial: What was asked.
+        resolved: What that comes to with the defaults of now.
+    """
     return TrialEntry(
         name=trial.name,
         method=trial.method,
         varied=plain(trial.varied),
         fixed=plain(trial.fixed),
+        resolved=kept(resolved or {}),
         seed=trial.seed,
         evaluation_seed=trial.evaluation_seed,
     )
@@ -208,7 +219,7 @@ def summarise(comparison: Comparison, records: Mapping[str, RunRecord]) -> Compa
             "reference": reference,
             "settings": settings,
             "methods": list(_methods(axes, settings, reference)),
-            "notes": [*_notes(comparison, known, axes, before), *_unlike(settings, records)],
+            "notes": [*_notes(comparison, known, axes, before), *_uneven(settings, records)],
         }
     )
 
@@ -359,7 +370,7 @@ def _notes(
         yield f"{unfinished} of {len(comparison.trials)} trials have not ended yet; --resume continues."
 
 
-def _unlike(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> Iterable[str]:
+def _uneven(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> Iterable[str]:
     """What trials that one mean or one table is made of were not given alike."""
     done = {name: record.configuration for name, record in records.items() if status_of(record) == "done"}
     for setting in settings:
@@ -375,9 +386,5 @@ def _unlike(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> It
 
 
 def _values(configurations: Iterable[Mapping[str, Any]], key: str) -> list[str]:
-    """The values of a setting, each once, in the order met; one that is not there is its default.
-
-    Numbers that a machine's last digits move, such as a sharpness relative to a norm, are the same to six.
-    """
-    found = (configuration.get(key, "as by default") for configuration in configurations)
-    return list(dict.fromkeys(f"{v:.6g}" if isinstance(v, float) else str(v) for v in found))
+    """The values of a setting, each once, in the order met; one that is not there is its default."""
+    return list(dict.fromkeys(told(found.get(key, DEFAULT)) for found in configurations))
