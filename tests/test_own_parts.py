@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -72,6 +74,15 @@ def test_an_objective_gives_one_value_per_token_or_row(objective, found):
     with pytest.raises(UsageError, match=found) as caught:
         total(objective, observed())
     assert "\n" not in str(caught.value)
+
+
+def test_the_objective_of_the_readme_is_one():
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "(Objective)" in part)
+    exec(block, names := {"__name__": __name__})
+    objective, seen = names["Confidence"](), observed()
+    assert (objective.name, objective.source) == ("confidence", "forget")
+    assert float(total(objective, seen)) == pytest.approx(float(seen.target_log_probs.exp().sum()))
 
 
 def test_where_tokens_are_selected_one_value_for_these_or_for_all():
