@@ -30,7 +30,7 @@ from expunge.record import RunRecord, Stage
 from expunge.records import Record, Records, check_disjoint, read_records
 from expunge.run_options import RunOptions, claim
 from expunge.runs import Result, Run
-from expunge.settings import arguments, configuration, resolve_method
+from expunge.settings import arguments, configuration, own_code, resolve_method
 from expunge.sources import REDACT
 from expunge.training import conclude, ended, prepare, state_of, train, usable, written
 from expunge.unlearner import Unlearner
@@ -78,7 +78,8 @@ def unlearn(
     """
     options, settings = RunOptions.take(settings)
     REDACT.set(options.redact)
-    recipe, settings = resolve_method(method, settings)
+    asked = settings
+    recipe, settings = resolve_method(method, asked)
     args = arguments(settings, options, method if isinstance(method, str) else "")
     origin, chain = _origin(model, options)
     sets = read_sets({"forget": forget, "retain": retain, "holdout": holdout}, options)
@@ -89,6 +90,7 @@ def unlearn(
     own = sets | luggage.sets
     run = Run(options.kind, args, own, options, folder, benchmark=options.benchmark, chain=chain)
     run.companions, run.notes = luggage.companions, luggage.notes
+    run.code = own_code(method, asked, recipe)
     loaded, tokenizer = run.load(origin, tokenizer, "before")
     if chain:
         chain.check_result(run.models["before"].sha256, given=model is not None)

@@ -413,12 +413,17 @@ def _asked_otherwise(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[s
     """A setting in which a trial differs from others that it is compared with, their value and its own.
 
     All are evaluated with one seed; those of one method at one point of the grid share every setting, the
-    defaults included: a name may have stood for something else when the others were asked.
+    defaults included (a name may have stood for something else when the others were asked), and all of one
+    method the code of every file of the user's.
     """
     for other in others:
         if other.evaluation_seed != entry.evaluation_seed:
             return "evaluation_seed", other.evaluation_seed, entry.evaluation_seed
         same = (other.method, other.varied) == (entry.method, entry.varied)
+        for name in sorted(other.code.keys() | entry.code.keys()) if other.method == entry.method else ():
+            old, new = other.code.get(name, ""), entry.code.get(name, "")
+            if old != new and (same or (old and new)):
+                return f"the code of {name}", old[:12] or "unknown", new[:12] or "unknown"
         if other.name != entry.name and not same:
             continue
         pairs = [(other.fixed, entry.fixed), (other.varied, entry.varied)]

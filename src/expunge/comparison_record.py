@@ -80,6 +80,9 @@ class TrialEntry(Entry):
     )
     seed: int
     evaluation_seed: int
+    code: dict[str, str] = Field(
+        default_factory=dict, description="the user's own code in the method, as in the trial's record"
+    )
     status: Status = "pending"
     error: str = ""
     stop: Stop | None = None
@@ -163,6 +166,7 @@ def begun(trial: Trial, resolved: Mapping[str, Any] | None = None) -> TrialEntry
         resolved=kept(resolved or {}),
         seed=trial.seed,
         evaluation_seed=trial.evaluation_seed,
+        code=dict(trial.code),
     )
 
 
@@ -372,7 +376,7 @@ def _notes(
 
 def _uneven(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> Iterable[str]:
     """What trials that one mean or one table is made of were not given alike."""
-    done = {name: record.configuration for name, record in records.items() if status_of(record) == "done"}
+    done = {name: _given(record) for name, record in records.items() if status_of(record) == "done"}
     for setting in settings:
         mine = [done[name] for name in setting.trials if name in done]
         what = f"{setting.method} {setting.varied}" if setting.varied else setting.method
@@ -383,6 +387,11 @@ def _uneven(settings: Sequence[Setting], records: Mapping[str, RunRecord]) -> It
         usual = [name for setting in settings if key not in setting.varied for name in setting.trials]
         if len(values := _values((done[name] for name in usual if name in done), key)) > 1:
             yield f"Not all methods had the same {key} ({', '.join(values)})."
+
+
+def _given(record: RunRecord) -> dict[str, Any]:
+    """The settings of a trial, and the user's own code."""
+    return record.configuration | {f"the code of {name}": sha[:12] for name, sha in record.code.items()}
 
 
 def _values(configurations: Iterable[Mapping[str, Any]], key: str) -> list[str]:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from expunge.errors import UsageError
-from expunge.own_code import raised
+from expunge.own_code import note_run, raised
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -61,6 +61,13 @@ def load_object(text: str, what: str, known: Iterable[str] = ()) -> Any:
     return getattr(module, name)
 
 
+def file_of(text: str) -> Path | None:
+    """The file of the code that a name points into, where there is one."""
+    place = text.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    return Path(file).expanduser().resolve() if file and Path(file).expanduser().is_file() else None
+
+
 def described(value: object) -> str:
     """The `repr` of what may be the user's own, the same in every process.
 
@@ -83,6 +90,7 @@ def _run_file(path: Path, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module  # dataclasses look their module up
     try:
+        note_run(path)
         with _neighbours(path.resolve().parent):
             spec.loader.exec_module(module)
     except Exception as error:
@@ -92,10 +100,13 @@ def _run_file(path: Path, what: str) -> ModuleType:
 
 
 def _import(name: str, what: str) -> ModuleType:
-    here = Path.cwd()
+    here, new = Path.cwd(), name not in sys.modules
     try:
         with _neighbours(here):
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+        if new and (file := file_of(f"{name}:")) is not None:
+            note_run(file)
+        return module
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise failed(f"module {name}", what, error) from error

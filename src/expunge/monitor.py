@@ -22,6 +22,7 @@ from expunge.forget_check import ForgetCheck
 from expunge.last_good import LastGood
 from expunge.methods import Method
 from expunge.observation import Batch
+from expunge.own_code import difference
 from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
@@ -36,6 +37,7 @@ class RunState(BaseModel):
     """What a run has measured and decided so far; saved with every checkpoint."""
 
     identity: dict[str, str] = {}
+    code: dict[str, str] = {}
     start: list[float] = []
     repairing: bool = False
     over_budget: int = 0
@@ -60,6 +62,7 @@ class Monitor:
         identity: What decides the training, part by part; a checkpoint of another run is refused.
         gather: Concatenates a tensor of rows over ranks.
         agree: Gives every rank the first rank's value, so that all decide alike.
+        code: Hashes of the user's own code in the method; a checkpoint of other code is refused.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class Monitor:
         identity: Mapping[str, str],
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
         agree: Callable[[Any], Any] = lambda value: value,
+        code: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.method, self.probe = model, method, probe
         self.check, self.check_every = check, check_every
         self.gather, self.agree = gather, agree
-        self.state = RunState(identity=dict(identity))
+        self.state = RunState(identity=dict(identity), code=dict(code or {}))
         self.good = LastGood()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
@@ -214,7 +218,8 @@ class Monitor:
 
     def owns(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is of this run."""
-        return _read_state(checkpoint).identity == self.state.identity
+        state = _read_state(checkpoint)
+        return (state.identity, state.code) == (self.state.identity, self.state.code)
 
     def returned(self, step: int | None, which: str) -> Stop:
         """Note that an earlier state has been put back.
@@ -312,6 +317,11 @@ class Monitor:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a checkpoint of the same data, method and settings; "
                 f"{what} was {before} in {folder} and is {now} now. Give the same, or begin anew."
+            )
+        if changed := difference(state.code, self.state.code):
+            raise ValueError(
+                "`resume_from_checkpoint` must be a checkpoint of a run of the same code; of your own, "
+                f"{changed} ({folder}). Put it back, or start anew."
             )
         self.state = state
         if self.phases:

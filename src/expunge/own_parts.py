@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from expunge.derived import is_forget
+from expunge.extension import file_of, load_object, names_object
 from expunge.methods import Method
-from expunge.own_code import is_ours, raised
+from expunge.own_code import code_hashes, is_ours, raised
 from expunge.step_sizes import Line
 
 _MEMORY = ("reset", "observe", "state", "restore")
@@ -46,6 +47,19 @@ def check_parts(method: Method) -> None:
             _check_weighting(weighting, method)
     if method.step_size is not None and not is_ours(type(method.step_size)):
         _check_step_size(method.step_size)
+
+
+def code_of(method: Method, named: Iterable[str] = ()) -> dict[str, str]:
+    """Hashes of the user's own code in a method: of objectives, weightings, step size, schedule, selectors.
+
+    Args:
+        method: As it is run.
+        named: `FILE.py:NAME` of recipes and parts that it came from.
+    """
+    chosen = (o.needs.selector for o in method.objectives if o.needs.selector is not None)
+    names = [name for name in (*named, *chosen) if names_object(name)]
+    files = [file for name in names if (file := file_of(name)) is not None]
+    return code_hashes([method, *(load_object(name, "a part of the method") for name in names)], files)
 
 
 def _check_weighting(weighting: Any, method: Method) -> None:

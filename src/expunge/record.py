@@ -189,6 +189,11 @@ class RunRecord(Entry):
     configuration: dict[str, Any]
     seed: int
     method: str | None = None
+    code: dict[str, str] = Field(
+        default_factory=dict,
+        description="the user's own code in the method: name of a file (of a class or a function, in a "
+        "script that is run itself or a notebook) -> SHA-256, or 'unknown'",
+    )
     after: Predecessor | None = Field(None, description="the run that this one continues")
     data: dict[str, DataEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(

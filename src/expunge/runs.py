@@ -100,6 +100,7 @@ class Run:
         timings: Phase -> wall seconds.
         notes: What a reader of the record must know.
         peak: Bytes that an earlier session of this run held at most.
+        code: Hashes of the user's own code in the method (`settings.own_code`).
         norm: ‖θ‖₂ of the model before, where a setting is relative to it; else 1.
         chain: The runs that this one continues.
         companions: Sets whose rows accompany another's in training (see `expunge.companions`).
@@ -119,6 +120,7 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     peak: int = 0
+    code: dict[str, str] = field(default_factory=dict)
     norm: float = 1.0
     derived: dict[str, Records] = field(default_factory=dict)
     chain: Chain | None = None
@@ -332,6 +334,7 @@ class Run:
             configuration=dict(configuration) | self._own_seed(),
             seed=self.args.seed,
             method=method,
+            code=self.code,
             after=self.chain.entry(self.first_evaluation) if self.chain else None,
             data=data_entries(self._data(), self.benchmark),
             models=self.models,

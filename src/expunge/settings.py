@@ -25,7 +25,7 @@ from expunge.material import hardening_of
 from expunge.methods import METHODS, Method
 from expunge.objectives import Objective, Selected
 from expunge.own_code import is_ours, line_of
-from expunge.own_parts import check_parts
+from expunge.own_parts import check_parts, code_of
 from expunge.run_options import RunOptions
 from expunge.selectors import find_selector
 from expunge.step_sizes import STEP_SIZES, StepSize, WithinBudget
@@ -68,6 +68,28 @@ def resolve_method(method: str | Method, settings: Mapping[str, Any]) -> tuple[M
     except ValueError as error:
         raise UsageError(str(error)) from error
     return composed, rest
+
+
+def own_code(method: str | Method, settings: Mapping[str, Any], recipe: Method) -> dict[str, str]:
+    """Hashes of the user's own code behind a recipe, by the name of its file (`own_code.code_hashes`).
+
+    Args:
+        method: As asked for.
+        settings: Likewise; they may name parts of a file of the user's.
+        recipe: As `resolve_method` made it of both.
+    """
+    return code_of(recipe, [name for name in _names(method, settings) if isinstance(name, str)])
+
+
+def asked_code(method: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """As `own_code`, of a recipe that has not been made yet; nothing is made where no file is named."""
+    if not any(isinstance(name, str) and names_object(name) for name in _names(method, settings)):
+        return {}
+    return own_code(method, settings, resolve_method(method, settings)[0])
+
+
+def _names(method: str | Method, settings: Mapping[str, Any]) -> list[Any]:
+    return [method, *(settings.get(key) for key in ("selector", *_PARTS))]
 
 
 def _made(method: str | Method, settings: Mapping[str, Any]) -> tuple[Method, Mapping[str, Any]]:

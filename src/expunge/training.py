@@ -21,6 +21,7 @@ from expunge.material import norm_wanted
 from expunge.methods import Method
 from expunge.models import CausalModel, load_as
 from expunge.monitor import RunState
+from expunge.own_code import difference
 from expunge.record import RunRecord
 from expunge.redaction import REDACTED
 from expunge.runs import Run, data_entries
@@ -32,7 +33,7 @@ from expunge.weights import weights_hash
 def ended(run: Run, recipe: Method, model: CausalModel) -> RunRecord | None:
     """With `resume`: the record of a run whose training ended but whose evaluation did not.
 
-    It is continued only with the model, data, method, seed and settings of the training.
+    It is continued only with the model, data, method, seed, settings and the user's own code of the training.
 
     Args:
         run: Knows what is asked for now.
@@ -53,6 +54,11 @@ def ended(run: Run, recipe: Method, model: CausalModel) -> RunRecord | None:
         raise ResumeError(
             f"--resume must continue with the same model, data, method and seed; those of {run.folder} "
             "differ. Give the same, or --overwrite to run again."
+        )
+    if changed := difference(record.code, run.code):
+        raise ResumeError(
+            f"--resume must continue with the same code; of your own, {changed} ({run.folder}). "
+            "Put it back, or give --overwrite to run again."
         )
     settled = configuration(run.args, recipe, norm_wanted(recipe, run.args, model)) | run.asked
     if found := first_difference(_trained(record.configuration), _trained(settled)):
@@ -97,6 +103,7 @@ def prepare(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Me
     if run.chain:
         identity["the hash of the earlier run's record"] = run.chain.record_sha256
     unlearner.monitor.state.identity |= identity
+    unlearner.monitor.state.code |= run.code
     if (checkpoint := _checkpoint(run)) is not None:
         try:
             unlearner.monitor.load(checkpoint)

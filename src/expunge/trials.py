@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.errors import UsageError
-from expunge.settings import find_recipe
+from expunge.settings import asked_code, find_recipe
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _LONGEST = 120
@@ -30,6 +30,7 @@ class Trial:
         fixed: Settings that do not vary: shared ones, and those given for this method alone.
         seed: Of every random choice in the training.
         evaluation_seed: Of the evaluation, the same for all trials, so that they are compared like for like.
+        code: Hashes of the user's own code in the method (`settings.own_code`).
     """
 
     method: str
@@ -37,6 +38,7 @@ class Trial:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     evaluation_seed: int = 0
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,7 +93,9 @@ def plan(
                 f"--grid and --set must not both name {sorted(both)[0]} (for {method}). Drop one."
             )
         for point in itertools.product(*axes.values()):
-            trials.append(Trial(method, dict(zip(axes, point, strict=True)), fixed, seed, asked))
+            varied = dict(zip(axes, point, strict=True))
+            code = asked_code(method, {**fixed, **varied})
+            trials.append(Trial(method, varied, fixed, seed, asked, code))
     return trials
 
 

@@ -28,7 +28,7 @@ from expunge.material import check_demands, hardening_of, identity, left_out, no
 from expunge.methods import Method
 from expunge.monitor import Monitor
 from expunge.observation import count
-from expunge.own_parts import check_parts
+from expunge.own_parts import check_parts, code_of
 from expunge.peers import Peers, reduce_every_pass
 from expunge.record import Step, Stop
 from expunge.references import LiveReference, live_sources
@@ -136,6 +136,7 @@ class Unlearner(WholeCheckpoints):
             identity=identity(args, self.method, self.encoded, processes, self.trained),
             gather=self.peers.gather,
             agree=self.peers.agree,
+            code=code_of(self.method),
         )
 
     def _make_descent(self) -> Descent:

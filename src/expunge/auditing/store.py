@@ -30,6 +30,7 @@ from expunge.audit_record import Column
 from expunge.defences.defended import Defended
 from expunge.defences.filters import Filter
 from expunge.environment import installed
+from expunge.own_code import source_file
 from expunge.record import Entry, write_atomically
 from expunge.records import Record
 
@@ -183,11 +184,8 @@ def code_hash() -> str:
 
 def _source_hash(kind: type | Callable[..., Any]) -> str:
     """Of the file that a class or a function stands in; "" where there is none."""
-    try:
-        path = inspect.getsourcefile(kind)
-    except TypeError:
-        return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+    path = source_file(kind)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
 
 def marks(model: nn.Module) -> list[str]:

@@ -77,7 +77,10 @@ def _view(record: RunRecord) -> dict[str, object]:
         "limits": not_tested(record),
         "course": tables.course(record),
         "panels": panels(record),
-        "settings": wording.settings(record.configuration),
+        "settings": [
+            *wording.settings(record.configuration),
+            *((f"code of {name}", sha256[:16]) for name, sha256 in record.code.items()),
+        ],
         "environment": list(machine(record.environment)),
         "costs": list(_costs(record)),
     }
