@@ -18,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from expunge.descent import Descent
 from expunge.methods import Method
-from expunge.observation import REFERENCE, count, selection, sources_of
+from expunge.objectives import GenericLabels
+from expunge.observation import REFERENCE, count, generic_labels, selection, sources_of
 from expunge.phases import Phases
 from expunge.references import LiveReference, live_sources
 from expunge.weightings import Stateful
@@ -64,7 +65,11 @@ def nll(frequencies: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def batch(source: str) -> dict[str, Tensor]:
-    """A row for every word of a data set, with all that an objective may ask for; entities are word 2."""
+    """A row for every word of a data set, with all that an objective may ask for; entities are word 2.
+
+    The generic label of a word is the likeliest other one at the start.
+    """
+    others = [max({0, 1, 2} - {word}, key=START.__getitem__) for word in range(3)]
     words = torch.tensor(LABELS[source])
     ids = torch.stack([torch.zeros_like(words), words], dim=1)
     return {
@@ -73,6 +78,7 @@ def batch(source: str) -> dict[str, Tensor]:
         "labels": torch.stack([torch.full_like(words, -100), words], dim=1),
         REFERENCE: torch.tensor(np.log(START))[ids],
         selection("entities"): ids == 2,
+        generic_labels(GenericLabels()): torch.tensor(others)[ids],
     }
 
 

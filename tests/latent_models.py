@@ -123,7 +123,8 @@ def _direction(model: LlamaForCausalLM) -> Tensor:
     firsts = {row.labels[0] for row in ENCODING.rows(probes().forget, tokenizer())}
     letters = {record.response[0] for record in probes().forget}
     others = [record for record in probes().retain if record.response[0] not in letters]
-    refusal = ENCODING.rows(others, tokenizer())[0].labels[0]
+    first = [row.labels[0] for row in ENCODING.rows(others, tokenizer())]
+    refusal = next(label for label in first if tokenizer().decode([label]).strip())  # a space refuses nothing
     weight = model.lm_head.weight.detach() * model.model.norm.weight.detach()
     wanted = torch.tensor([1.0, *[-1.0] * len(firsts)])
     towards = torch.linalg.pinv(weight[[refusal, *sorted(firsts)]]) @ wanted

@@ -293,9 +293,10 @@ def test_a_suffix_found_by_search_passes_a_bias_and_one_that_is_not_does_not():
         GCG(steps=12, candidates=48, suffix=8),
         GCG(steps=1, candidates=1, substitutes=1, suffix=8),
     )
-    assert world.recovered(make_attack("prompt"), world.biased()) == 0
-    assert world.recovered(drawn, world.biased()) == 0
-    assert world.recovered(searched, world.biased()) >= 2
+    biased = world.biased(0.5)
+    assert world.recovered(make_attack("prompt"), biased) == 0
+    assert world.recovered(drawn, biased) == 0
+    assert world.recovered(searched, biased) >= 1
     assert world.recovered(searched, world.never_knew()) == 0
 
 

@@ -73,7 +73,9 @@ def observation(model: LogitTable, reference: LogitTable, objective: Objective) 
         whole["hidden"] = Reference(old.target_log_probs, hidden=old.hidden)
         new = model.see(source, needs.layers)
         chosen = None if needs.selector is None else torch.arange(8) % 2 == 0
-        return vars(new) | {"reference": whole[needs.reference], "selected": chosen}
+        others = old.logits.scatter(1, old.targets[:, None], -torch.inf).argmax(1)
+        told = {"reference": whole[needs.reference], "selected": chosen}
+        return vars(new) | told | {"generic": None if needs.generic is None else others}
 
     needs = objective.needs
     paired = None if needs.paired is None else TokenLogits(**of(needs.paired))

@@ -24,6 +24,8 @@ def given(assignments: list[str] | None, config: Path | None, **flags: Any) -> d
     for key in found:
         if key in FLAGS:
             raise UsageError(f"--set and --config must not name {key}; give it as --{key.replace('_', '-')}.")
+    if not isinstance(method := found.get("method", ""), str):
+        raise UsageError(f"`method` must be one name; got {method!r}. See expunge list methods.")
     return found | {key: value for key, value in flags.items() if value is not None}
 
 
