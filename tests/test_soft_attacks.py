@@ -149,7 +149,7 @@ def test_what_a_stopped_search_had_come_to_is_the_shortest_that_reached_its_labe
 
 def test_time_that_runs_out_within_a_batch_is_said() -> None:
     """Steps that were not made are no failure of the attack."""
-    found = run(SoftPrompt(steps=20, rate=1e-4), models.refusing(), clock=Ticking(60.0))
+    found = run(SoftPrompt(steps=20, rate=1e-4), models.never_knew(), clock=Ticking(60.0))
     assert all(one.tries for one in found.recoveries)
     assert not found.complete
     assert "Stopped after 60 s: 0 of 8 records" in " ".join(found.notes)
