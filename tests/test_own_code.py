@@ -12,7 +12,7 @@ import conftest
 import expunge
 from expunge import UsageError
 from expunge.comparison import _check_asked
-from expunge.comparison_record import Setting, _unlike, begun, ended
+from expunge.comparison_record import Setting, _uneven, begun, ended
 from expunge.methods import METHODS, Method
 from expunge.monitor import Monitor
 from expunge.objectives import NLL
@@ -137,7 +137,7 @@ def test_a_class_of_a_script_or_a_cell_is_its_own_source():
 def test_a_checkpoint_of_other_code_is_refused(model, tmp_path):
     def monitor(code):
         method = Method("m", (NLL("forget"),), Constant((1.0,)))
-        return Monitor(model, method, [], None, 0, "print", code=code)
+        return Monitor(model, method, [], None, 0, {"data": "print"}, code=code)
 
     monitor({"mine.py": "1"}).save(tmp_path)
     monitor({"mine.py": "1"}).load(tmp_path)
@@ -207,7 +207,7 @@ def test_a_mean_of_trials_of_different_code_says_so():
     trial = begun(plan(["npo"], [0], {}, {})[0])
     entries = [ended(trial.model_copy(update={"name": name}), record) for name in ("a", "b")]
     setting = Setting(method="npo", varied={}, trials=[entry.name for entry in entries], whole=True)
-    notes = list(_unlike([setting], {"a": first, "b": second}))
+    notes = list(_uneven([setting], {"a": first, "b": second}))
     assert any("differ in the code of mine.py (111111111111, 222222222222)" in note for note in notes)
 
 

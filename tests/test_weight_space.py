@@ -93,7 +93,7 @@ def test_ties_merge_is_two_runs_from_one_start(model, tokenizer, tmp_path, rank)
         base = torch.zeros_like(zero) if "lora_A" in name else zero
         moves = torch.stack([one - base, two - base])
         clear = moves.sum(0).abs() > 1e-6  # elsewhere rounding elects the sign
-        assert clear.float().mean() > 0.5 or "lora_A" in name
+        assert clear.float().mean() > 0.2 or "lora_A" in name  # rows of tokens that nobody writes do not move
         expected = base + TIES(1.0)(moves)
         torch.testing.assert_close(merged.detach()[clear], expected[clear], rtol=1e-4, atol=2e-6)
     assert not all(torch.equal(p, zero) for p, zero in zip(run.monitor.parameters, start, strict=True))
