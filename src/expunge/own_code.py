@@ -41,7 +41,7 @@ def source_file(code: type | Callable[..., Any]) -> Path | None:
     """The file that a class or a function stands in."""
     try:
         path = inspect.getsourcefile(code)
-    except TypeError:
+    except (TypeError, OSError):  # a class of a module that is no file
         return None
     return Path(path).resolve() if path and Path(path).is_file() else None
 
