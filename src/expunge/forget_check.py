@@ -90,15 +90,18 @@ def _one_set(
         tables = examine(model, tokenizer, parts, precision=settings.precision, batch_tokens=BATCH_TOKENS)
         return [table.scores for table in tables.values()]
 
+    chosen, total = sample(range(len(forget)), settings.rows, settings.seed), len(forget)
     if holdout:
-        rows = encoded(sample(forget, settings.rows, settings.seed), "forget")
+        rows = encoded([forget[i] for i in chosen], "forget")
         unseen = sample(holdout, settings.rows, settings.seed)
-        return lambda step: against_holdout(step, *scores([rows, unseen]))
-    pairs = _twins(forget, settings, known, encoded)
-    if pairs:
-        real, invented = map(list, zip(*pairs, strict=True))
-        return lambda step: against_holdout(step, *scores([real, invented]), control="synthetic")
-    chosen = sample(range(len(forget)), settings.rows, settings.seed)
+        return lambda step: against_holdout(step, *scores([rows, unseen]), numbers=chosen, total=total)
+    twins = _twins([forget[i] for i in chosen], settings, known, encoded)
+    if 2 * len(twins) >= len(chosen):
+        numbers = [chosen[i] for i in twins]
+        real, invented = map(list, zip(*twins.values(), strict=True))
+        return lambda step: against_holdout(
+            step, *scores([real, invented]), control="synthetic", numbers=numbers, total=total
+        )
     rows = encoded([forget[i] for i in chosen], "forget")
     swaps = swap_responses(forget, SWAPS, settings.seed)
     others = [encoded([Record(forget[i].prompt, r) for r in swaps[i]], "swapped forget") for i in chosen]
@@ -113,20 +116,21 @@ def _one_set(
 
 
 def _twins(
-    forget: Records,
+    chosen: Sequence[Record],
     settings: CheckSettings,
     known: tuple[Sequence[Record], Sequence[Record]],
     encoded: Callable[[Sequence[Record], str], list[Encoded]],
-) -> list[tuple[Encoded, Encoded]]:
-    """Rows with their synthetic twins; none where fewer than half of the rows have one that fits."""
-    chosen = sample(forget, settings.rows, settings.seed)
-    pairs: list[tuple[Encoded, Encoded]] = []
-    for record, twin in zip(chosen, synthetic_holdout(chosen, *known, settings.seed), strict=True):
+) -> dict[int, tuple[Encoded, Encoded]]:
+    """Of the records that have a synthetic twin that fits, by their place: both as rows."""
+    pairs: dict[int, tuple[Encoded, Encoded]] = {}
+    twins = synthetic_holdout(chosen, *known, settings.seed)
+    for place, (record, twin) in enumerate(zip(chosen, twins, strict=True)):
         (real,) = encoded([record], "forget")
         if twin is not None:
             with suppress(UsageError):  # a longer name may not fit; the record does
-                pairs += [(real, row) for row in encoded([twin], "synthetic holdout")]
-    return pairs if 2 * len(pairs) >= len(chosen) else []
+                (invented,) = encoded([twin], "synthetic holdout")
+                pairs[place] = real, invented
+    return pairs
 
 
 def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

@@ -100,6 +100,12 @@ class Monitor:
             return self.method.weighting
         return (self.method.weighting, *self.phases.merge.further)[len(self.phases.changes)]
 
+    @property
+    def remaining(self) -> list[int]:
+        """Forget rows that the next step is to draw from; none: from all."""
+        checks = self.state.checks
+        return checks[-1].remaining if self.method.leaks_first and checks and not self.phases else []
+
     def begin(self) -> None:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
         if isinstance(self.method.weighting, Stateful) and not self.state.steps:
@@ -178,7 +184,8 @@ class Monitor:
         """Readings and checks due after so many steps; a reason to stop, if there is one.
 
         Forgotten counts only within budget: a met check over budget is looked at again after the first
-        reading that is back within it. Near the goal every step is looked at (`closing_in`).
+        reading that is back within it. Near the goal every step is looked at (`closing_in`), and while rows
+        are drawn from `remaining` alone.
         """
         if self.state.stop or self.phases:
             return self.state.stop
@@ -192,7 +199,8 @@ class Monitor:
         if not (self.check and self.check_every):
             return None
         waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
-        due = step % self.check_every == 0 or waiting or closing_in(self.state.checks, self.check_every)
+        near = closing_in(self.state.checks, self.check_every) or bool(self.remaining)
+        due = step % self.check_every == 0 or waiting or near
         if not (due and self._look(step).met):
             return None
         if budget and not reading:

@@ -122,6 +122,11 @@ class Check(Entry):
     )
     earlier_nll: float | None = Field(None, description="NLL of records that earlier requests removed")
     earlier_leak: float | None = Field(None, description="share of these that are reproduced exactly")
+    remaining: list[int] = Field(
+        [],
+        description="where responses that are reproduced alone keep the look from being met: forget rows, "
+        "from 0, but for those that it found forgotten; empty elsewhere",
+    )
     met: bool
 
 

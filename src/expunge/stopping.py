@@ -70,6 +70,8 @@ def against_holdout(
     holdout: Sequence[TokenScores],
     *,
     control: Literal["holdout", "synthetic"] = "holdout",
+    numbers: Sequence[int] = (),
+    total: int = 0,
 ) -> Check:
     """Forgotten when forget rows are as unlikely, and as seldom reproduced, as rows never seen.
 
@@ -79,11 +81,14 @@ def against_holdout(
         holdout: Scores of rows of the same kind that the model has never seen.
         control: Whether these were given or made. What is made borrows known names, and is a little too
             likely: there the upper end of its mean's 95 % bootstrap interval counts.
+        numbers: Which rows of the forget set these are; without them the look does not say which remain.
+        total: Rows of the forget set.
     """
     nll, unseen_nll = _mean_nll(forget), _mean_nll(holdout)
     if control == "synthetic":
         unseen_nll = intervals.mean([score.nll for score in holdout]).high
     leak, control_leak = _leak(forget), _leak(holdout)
+    leaks_alone = nll >= unseen_nll and leak > control_leak
     return Check(
         step=step,
         forget_nll=nll,
@@ -91,8 +96,20 @@ def against_holdout(
         control=control,
         control_nll=unseen_nll,
         control_leak=control_leak,
+        remaining=_remaining(forget, numbers, total) if leaks_alone else [],
         met=nll >= unseen_nll and leak <= control_leak,
     )
+
+
+def _remaining(forget: Sequence[TokenScores], numbers: Sequence[int], total: int) -> list[int]:
+    """Rows of the forget set but for those that were looked at and are not reproduced.
+
+    None where fewer than half were looked at: what would be left out is too little to matter.
+    """
+    if not numbers or 2 * len(numbers) < total:
+        return []
+    found = {n for n, score in zip(numbers, forget, strict=True) if not score.reproduced}
+    return [n for n in range(total) if n not in found]
 
 
 def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequence[TokenScores]]) -> Check:

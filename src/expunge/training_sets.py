@@ -5,7 +5,7 @@ Knows a method, settings and data; the model is looked at while sets are made, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import material
 from expunge.arguments import UnlearningArguments
-from expunge.batching import Draws, Facts, Sources
+from expunge.batching import Draws, Facts, Rows, RowStream, Sources
 from expunge.collate import Encoded, Encoding, collate
-from expunge.companions import join_rows, joined
-from expunge.derived import is_derived
+from expunge.companions import in_order, join_rows, joined
+from expunge.derived import is_derived, is_forget
 from expunge.forget_check import CheckSettings, ForgetCheck, forget_check, sample
 from expunge.inference import model_context
 from expunge.methods import Method
@@ -106,7 +106,29 @@ class TrainingSets:
     def draws(self, processes: int) -> Draws:
         """Micro-batches of all data sets at once, for the whole run of so many processes."""
         length = self.args.max_steps * self.args.gradient_accumulation_steps * processes
-        return Draws(material.streams(self.method, self.encoded, self.args, self.own), length)
+        return Draws(self._streams(), length)
+
+    def _streams(self) -> dict[str, RowStream | Rows]:
+        return material.streams(self.method, self.encoded, self.args, self.own)
+
+    def drawn(self, batch: int, remaining: Sequence[int]) -> list[tuple[str, int]]:
+        """Rows of a micro-batch, as (data set, row) pairs, whose forget rows come from some of them alone.
+
+        Of a method's other sets, and of companions, the same rows as without.
+
+        Args:
+            batch: Number of the micro-batch in the whole run.
+            remaining: Forget rows to draw from, at least one: in turn, each once before any comes again.
+        """
+        forget, size = self.own["forget"], self.args.per_device_train_batch_size
+        turn = in_order(len(remaining), min(size, len(remaining)))(batch)
+        pairs = []
+        for name, stream in self._streams().items():
+            rows = stream[batch] if isinstance(stream, RowStream) else stream(batch)
+            if is_forget(name):
+                rows = [*(remaining[i] for i in turn), *(row for row in rows if row >= forget)]
+            pairs += [(name, row) for row in rows]
+        return pairs
 
     def unread(self, processes: int) -> list[str]:
         """A sentence on forget records that a schedule does not come to within the run, if there are any."""

@@ -7,7 +7,7 @@ mixed precision and distribution stay the Trainer's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,11 +253,21 @@ class Unlearner(WholeCheckpoints):
     ) -> tuple[list[Any], Any]:
         """As the Trainer's, with the tokens or rows of the step counted per objective (mean over ranks)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if remaining := self.monitor.remaining:  # decided after these were fetched
+            batches = [batch | self._narrowed(i, remaining) for i, batch in enumerate(batches)]
         names = [objective.name for objective in self.method.objectives]
         counts = [sum(count(o, batch[o.source]) for batch in batches) for o in self.method.objectives]
         # gradients are averaged over ranks: dividing by the mean count makes that a mean over all tokens
         means = self.peers.mean(torch.tensor(counts, dtype=torch.float64))
         return batches, dict(zip(names, means.tolist(), strict=True))
+
+    def _narrowed(self, position: int, remaining: Sequence[int]) -> dict[str, Any]:
+        """The step's micro-batch at a position, with forget rows from some alone."""
+        steps, accelerator = self.args.gradient_accumulation_steps, self.accelerator
+        mine = (self.state.global_step * steps + position) * accelerator.num_processes
+        pairs = self.sets.drawn(mine + accelerator.process_index, remaining)
+        rows = self.sets.dataset(self.facts.values if self.facts else None)
+        return BySource(self.pad_id)([rows[pair] for pair in pairs])
 
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None

@@ -77,25 +77,27 @@ def loss_norm(tolerance: float = 0.5) -> Method:
     return Method("loss-norm", objectives, LossNormalized(), budget=guard(tolerance))
 
 
-def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
+def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40, leaks_first: bool = True) -> Method:
     r"""Normalised gradient difference of unlearning cross-entropy under a retain budget: the default.
 
     $d = \nabla L_R/\lVert \nabla L_R \rVert + \nabla L_{UCE}/\lVert \nabla L_{UCE} \rVert$. Every `every`
     steps the retain loss of `rows` fixed rows is measured in fp32; while it stands more than `tolerance`
     above its value at the start, steps repair (retain only) instead of forgetting.
 
-    It departs from the paper (kept as `ngdiff_gen`) in three ways. Where the paper ascends the forget NLL,
+    It departs from the paper (kept as `ngdiff_gen`) in four ways. Where the paper ascends the forget NLL,
     whose gradient vanishes on tokens known by heart and never fades on forgotten ones, this descends the
     unlearning cross-entropy, which does the opposite: a run ends with forget records as unlikely as
     records never seen, not far beyond. The budget bounds the damage, not a Newton step on a retain loss
-    that is at its noise. And the forget gradient is taken where a move of the weights by 2.4e-5 of their norm
+    that is at its noise. The forget gradient is taken where a move of the weights by 2.4e-5 of their norm
     (0.05 in SmolLM2-135M) undoes forgetting fastest, so that less of it comes back; `sharpness=0` leaves it
-    out.
+    out. And once the forget records are as unlikely as records never seen, those that are reproduced all the
+    same are drawn alone: a direction of fixed length would push the others ever further.
 
     Args:
         tolerance: Retain loss that may be lost, nats per token, positive.
         every: Optimizer steps between measurements, at least 1.
         rows: Retain rows measured, at least 2.
+        leaks_first: Whether records that are still reproduced are drawn alone near the end.
 
     Reference:
         arXiv 2410.22086, section 3 (the direction); arXiv 2412.20412, section 3 (the forget loss);
@@ -107,6 +109,7 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40) -> Method:
         Normalized(),
         budget=RetainBudget(tolerance=tolerance, every=every, rows=rows),
         relative_sharpness=2.4e-5,
+        leaks_first=leaks_first,
     )
 
 

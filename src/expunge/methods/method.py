@@ -29,6 +29,8 @@ class Method:
             then look at the merged model alone.
         relative_sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`) as a share of the
             norm of all weights of the model, where settings name no ρ.
+        leaks_first: While the forget records are as unlikely as their control but some are reproduced all the
+            same, forget rows are drawn from these, and from rows that were not looked at.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
@@ -45,6 +47,7 @@ class Method:
     schedule: Chunks | None = None
     merge: Merge | None = None
     relative_sharpness: float = 0.0
+    leaks_first: bool = False
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]

@@ -92,6 +92,7 @@ class Course:
 
     steps: int
     repairs: int
+    narrowed: int
     tokens: int
     seconds: float
     decisions: tuple[tuple[str, int], ...]
@@ -191,12 +192,21 @@ def course(record: RunRecord) -> Course:
     return Course(
         steps=len(record.history),
         repairs=sum(step.repair for step in record.history),
+        narrowed=_narrowed(record),
         tokens=sum(step.tokens for step in record.history),
         seconds=math.fsum(step.seconds for step in record.history),
         decisions=tuple(Counter(probe.decision for probe in record.probes).most_common(12)),
         checks=len(record.checks),
         marks=tuple(_marks(record)),
     )
+
+
+def _narrowed(record: RunRecord) -> int:
+    """Steps whose forget rows were drawn from those alone that the look before them named."""
+    if not record.configuration.get("leaks_first"):
+        return 0
+    forgetting = {step.step for step in record.history if not step.repair}
+    return sum(check.step + 1 in forgetting for check in record.checks if check.remaining)
 
 
 def _marks(record: RunRecord) -> Iterator[str]:

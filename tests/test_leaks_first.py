@@ -1,0 +1,250 @@
+"""Near the end, the records that still leak are drawn alone: the look that finds them, and what is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import conftest
+from expunge.arguments import UnlearningArguments
+from expunge.batching import BySource
+from expunge.companions import joined
+from expunge.forget_check import CheckSettings, forget_check
+from expunge.methods import Method, dpo, ngdiff, ngdiff_gen
+from expunge.record import Check
+from expunge.records import read_records
+from expunge.report import render
+from expunge.report.tables import course
+from expunge.scoring import TokenScores
+from expunge.settings import configuration
+from expunge.stopping import against_holdout, with_earlier
+from expunge.training_sets import TrainingSets
+from expunge.unlearner import Unlearner
+from record_factory import run_record
+
+FORGET, RETAIN, HOLDOUT = conftest.rows()[:6], conftest.rows()[6:], conftest.rows(("Ivy Iris", "Jon Juniper"))
+
+
+def score(nll: float, *, reproduced: bool) -> TokenScores:
+    return TokenScores(np.array([-nll]), np.array([reproduced]))
+
+
+FAR, LEAKS, UNSEEN = (
+    score(9.0, reproduced=False), score(0.1, reproduced=True), score(4.0, reproduced=False)
+)  # fmt: skip
+
+
+def test_the_look_names_the_rows_that_remain():
+    look = against_holdout(7, [FAR, LEAKS, FAR], [UNSEEN], numbers=[1, 3, 4], total=6)
+    assert (look.met, look.remaining) == (False, [0, 2, 3, 5])  # that leaked, and those not looked at
+
+
+@pytest.mark.parametrize(
+    ("forget", "holdout", "numbers", "total", "met"),
+    [
+        ([FAR, FAR], [UNSEEN], [0, 1], 2, True),
+        ([LEAKS, score(2.0, reproduced=False)], [UNSEEN], [0, 1], 2, False),
+        ([FAR, LEAKS], [UNSEEN], [0, 1], 5, False),
+        ([FAR, LEAKS], [UNSEEN, LEAKS], [0, 1], 2, True),
+        ([FAR, LEAKS], [UNSEEN], [], 0, False),
+    ],
+    ids=["met", "likely as well", "too few looked at", "the control leaks as much", "numbers unknown"],
+)
+def test_otherwise_it_names_none(forget, holdout, numbers, total, met):
+    look = against_holdout(7, forget, holdout, numbers=numbers, total=total)
+    assert (look.met, look.remaining) == (met, [])
+
+
+def test_rows_of_this_request_remain_whatever_became_of_earlier_ones():
+    now = against_holdout(7, [FAR, LEAKS], [UNSEEN], numbers=[0, 1], total=2)
+    assert with_earlier(now, now, now).remaining == [1]
+    assert with_earlier(replace_met(now), now, now).remaining == []
+
+
+def replace_met(check: Check) -> Check:
+    return check.model_copy(update={"met": True, "remaining": []})
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["holdout", "synthetic holdout"])
+def test_a_look_at_a_model_knows_which_rows_it_read(tokenizer, monkeypatch, given):
+    """Rows are numbered as in the forget set, whichever were drawn for the look, or have a twin."""
+    forget = read_records([*FORGET, {"prompt": "and then", "response": "nothing"}], name="forget")
+    retain = read_records(conftest.rows()[6:] * 3, name="retain")
+    settings = CheckSettings(5, 3, UnlearningArguments(template="none").encoding, "fp32")
+    asked = {}
+
+    def noted(step, rows, unseen, **found):
+        asked.update(found, rows=len(rows))
+        return against_holdout(step, rows, unseen, **found)
+
+    monkeypatch.setattr("expunge.forget_check.against_holdout", noted)
+    seen = settings.encoding.rows(read_records(HOLDOUT, name="holdout"), tokenizer)
+    look = forget_check(
+        conftest.build_model(), tokenizer, forget, seen if given else None, settings, retain=retain
+    )
+    assert look is not None
+    look(0)
+    assert asked["total"] == 7
+    assert len(asked["numbers"]) == asked["rows"] <= 5
+    assert sorted({*asked["numbers"]}) == asked["numbers"]
+    assert given or 6 not in asked["numbers"]  # nobody is named there
+
+
+# --- what is drawn
+
+
+def sets(tokenizer, method: Method, **settings) -> TrainingSets:
+    args = UnlearningArguments(template="none", save_strategy="no", **settings)
+    records = {
+        name: read_records(rows, name=name) for name, rows in {"forget": FORGET, "retain": RETAIN}.items()
+    }
+    records |= {"forgotten": read_records(HOLDOUT[:2], name="forgotten")}
+    return TrainingSets.complete(records, method, args, conftest.build_model(), tokenizer)
+
+
+def by_source(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
+    return {name: [row for other, row in pairs if other == name] for name, _ in pairs}
+
+
+def test_remaining_rows_come_in_turn_and_all_else_as_without(tokenizer):
+    made = sets(tokenizer, ngdiff(), per_device_train_batch_size=4, max_steps=6, earlier_rows=1)
+    plain = [by_source(pairs) for pairs in made.draws(1)]
+    found = [by_source(made.drawn(i, [1, 4, 5, 0, 2])) for i in range(6)]
+    assert [batch["retain"] for batch in found] == [batch["retain"] for batch in plain]
+    assert [batch["forget"][-1] for batch in found] == [
+        batch["forget"][-1] for batch in plain
+    ]  # of earlier ones
+    assert all(batch["forget"][-1] >= 6 for batch in found)
+    drawn = [row for batch in found for row in batch["forget"][:-1]]
+    assert drawn == [1, 4, 5, 0, 2] * 4 + [1, 4, 5, 0]
+
+
+def test_fewer_rows_than_a_batch_holds_come_once_each(tokenizer):
+    made = sets(tokenizer, ngdiff(), per_device_train_batch_size=4, max_steps=6, earlier_rows=0)
+    assert [by_source(made.drawn(i, [3, 1]))["forget"] for i in range(3)] == [[3, 1]] * 3
+
+
+def test_paired_sets_stay_together(tokenizer):
+    method = dpo()
+    made = sets(tokenizer, method, per_device_train_batch_size=2, max_steps=6, earlier_rows=1)
+    found = by_source(made.drawn(3, [2, 5, 1]))
+    assert found["idk"] == found["forget"]
+    assert len(found["forget"]) == 3
+    assert made.own["forget"] == 6 < len(joined(made.records)["forget"].rows)
+
+
+# --- the run
+
+
+def unlearner(tokenizer, folder, method, **settings) -> Unlearner:
+    defaults = {
+        "output_dir": str(folder), "bf16": False, "template": "none", "save_strategy": "no",
+        "learning_rate": 1e-3, "check_every": 2, "per_device_train_batch_size": 4, "max_steps": 7,
+    }  # fmt: skip
+    run = Unlearner(
+        model=conftest.build_model(),
+        args=UnlearningArguments(**defaults | settings),
+        method=method,
+        processing_class=tokenizer,
+        forget_dataset=FORGET,
+        retain_dataset=RETAIN,
+        holdout_dataset=HOLDOUT,
+    )
+    run.monitor.check = scripted
+    return run
+
+
+def scripted(step: int) -> Check:
+    """Rows 3 and 1 remain from step 2 on, row 1 alone after step 3; all is forgotten after step 5."""
+    remaining = {2: [1, 3], 3: [1], 4: [1]}.get(step, [])
+    return Check(
+        step=step, forget_nll=5.0 if step else 0.1, forget_leak=0.2 if step < 5 else 0.0, control="holdout",
+        control_nll=4.0, control_leak=0.0, remaining=remaining, met=step >= 5,
+    )  # fmt: skip
+
+
+def watched(run: Unlearner) -> list[dict[str, torch.Tensor]]:
+    """The forget batches of every micro-batch, as training runs."""
+    seen, add = [], run.descent.add
+
+    def noted(model, batches, counts):
+        seen.append({name: batch["input_ids"] for name, batch in batches.items()})
+        return add(model, batches, counts)
+
+    run.descent.add = noted
+    run.train()
+    return seen
+
+
+def batch_of(run: Unlearner, rows: list[int]) -> torch.Tensor:
+    dataset = run.sets.dataset()
+    return BySource(run.pad_id)([dataset["forget", row] for row in rows])["forget"]["input_ids"]
+
+
+def test_a_run_draws_them_alone_looks_every_step_and_ends(tokenizer, tmp_path):
+    run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10))
+    seen = watched(run)
+    assert [check.step for check in run.monitor.state.checks] == [0, 2, 3, 4, 5]
+    assert (run.stop.reason, run.stop.step) == ("forgotten", 5)
+    assert torch.equal(seen[2]["forget"], batch_of(run, [1, 3]))
+    assert torch.equal(seen[3]["forget"], seen[4]["forget"])
+    assert torch.equal(seen[4]["forget"], batch_of(run, [1]))
+    plain = watched(unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10, leaks_first=False)))
+    assert all(torch.equal(a["retain"], b["retain"]) for a, b in zip(seen, plain, strict=False))
+    assert [batch["forget"].shape[0] for batch in plain] == [3] * 6  # looked at after 2, 4 and 6 alone
+
+
+def test_losses_are_means_over_what_was_drawn(tokenizer, tmp_path):
+    """Over two micro-batches as over one: counts follow the rows that came in."""
+    runs = [
+        unlearner(
+            tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), sharpness=0.0,
+            gradient_accumulation_steps=steps, per_device_train_batch_size=4 // steps,
+        )
+        for steps in (1, 2)
+    ]  # fmt: skip
+    for run in runs:
+        run.monitor.check = lambda step: scripted(2).model_copy(update={"step": step, "remaining": [1, 3]})
+    one, two = (watched(run) for run in runs)
+    assert one[0]["forget"].shape[0] == two[0]["forget"].shape[0] == 2
+    first, second = (run.history[0].losses["uce(forget)"] for run in runs)
+    assert first == pytest.approx(second, rel=1e-6)
+
+
+def test_a_resumed_run_draws_what_the_whole_one_drew(tokenizer, tmp_path):
+    """The look that named the rows is in the checkpoint."""
+    settings = {"save_strategy": "steps", "save_steps": 3}
+    whole = unlearner(tokenizer, tmp_path / "whole", ngdiff(tolerance=1000.0, rows=10), **settings)
+    seen = watched(whole)
+    run = unlearner(tokenizer, tmp_path / "whole", ngdiff(tolerance=1000.0, rows=10), **settings)
+    drawn, add = [], run.descent.add
+    run.descent.add = lambda model, batches, counts: (
+        drawn.append(batches["forget"]["input_ids"]) or add(model, batches, counts)
+    )
+    run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert [torch.equal(a, b["forget"]) for a, b in zip(drawn, seen[3:], strict=True)] == [True, True]
+    parameters = [torch.cat([p.detach().ravel() for p in r.model.parameters()]) for r in (whole, run)]
+    assert torch.equal(*parameters)
+
+
+def test_records_say_so_and_the_published_rule_does_without(tokenizer, tmp_path):
+    args = UnlearningArguments(output_dir=str(tmp_path), template="none")
+    assert configuration(args, ngdiff(), 1.0)["leaks_first"] is True
+    for method in (ngdiff(leaks_first=False), ngdiff_gen()):
+        assert "leaks_first" not in configuration(args, method, 1.0)
+    run = unlearner(tokenizer, tmp_path, replace(ngdiff_gen(), leaks_first=True))
+    assert not run.monitor.remaining  # before any look
+
+
+def test_the_page_says_how_many_steps_were_drawn_so():
+    looks = [scripted(step) for step in (0, 2, 3, 4, 5)]
+    told = {"leaks_first": True}
+    made = run_record().model_copy(update={"checks": looks, "configuration": told})
+    assert made.history[4].step == 5
+    assert not any(step.repair for step in made.history[:5])
+    assert course(made).narrowed == 3  # steps 3, 4 and 5
+    assert ", 3 on forget records alone that were still reproduced" in " ".join(render(made).split())
+    assert not course(made.model_copy(update={"configuration": {}})).narrowed
