@@ -11,11 +11,11 @@ import pytest
 import conftest
 import expunge
 from expunge import UsageError
-from expunge.comparison import _check_asked
 from expunge.comparison_record import Setting, _uneven, begun, ended
 from expunge.methods import METHODS, Method
 from expunge.monitor import Monitor
 from expunge.objectives import NLL
+from expunge.one_table import check_asked
 from expunge.own_code import UNKNOWN, code_hashes, difference
 from expunge.own_parts import code_of
 from expunge.record import read_record
@@ -197,8 +197,8 @@ def test_trials_of_one_name_are_of_one_code(folder):
         now = [begun(trial) for trial in plan([method], [2], settings, grid, evaluation_seed=0)]
         rule = r"with the same settings; the code of code_mine.py was \w{12} in out and is \w{12} now"
         with pytest.raises(UsageError, match=rule):
-            _check_asked(known, now[0], Path("out"))
-    _check_asked(known, known[0], Path("out"))
+            check_asked(known, now[0], Path("out"))
+    check_asked(known, known[0], Path("out"))
 
 
 def test_a_mean_of_trials_of_different_code_says_so():

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from expunge import api, failures, output
-from expunge.alike import first_difference
 from expunge.arguments import UnlearningArguments
 from expunge.collate import encode
 from expunge.comparison_record import (
@@ -37,15 +36,15 @@ from expunge.errors import ResumeError, UsageError
 from expunge.locks import exclusive
 from expunge.material import check_engine, missing
 from expunge.methods import Method
-from expunge.models import ModelSource, configured_context, load_as, load_tokenizer
-from expunge.record import ModelEntry, RunRecord, read_record
+from expunge.models import ModelSource, configured_context, load_tokenizer
+from expunge.one_table import asked_otherwise, check_asked, differing, found_again
+from expunge.record import RunRecord, read_record
 from expunge.report.comparison import write_page
 from expunge.run_options import RunOptions
 from expunge.runs import data_entries
 from expunge.settings import arguments, configuration, resolve_method
 from expunge.subject import SETTINGS, CompareOptions, Subject, axis_of, subject_of
 from expunge.trials import Trial, plan
-from expunge.weights import model_entry
 
 EVALUATIONS = "evaluations"
 """Folder of the evaluations that all trials share: the model before unlearning is measured once."""
@@ -155,7 +154,7 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
     for place, part in parts.items():
         _check_alike(part, whole, place)
         for entry in part.trials:
-            if unlike := _asked_otherwise(entry, trials.values()):
+            if unlike := asked_otherwise(entry, trials.values()):
                 raise UsageError(
                     f"Comparisons that are merged must ask {entry.name} with the same settings; {unlike[0]} "
                     f"is {unlike[1]} elsewhere and {unlike[2]} in {place}. Leave one out."
@@ -170,7 +169,7 @@ def merge(folders: Sequence[Path], folder: Path) -> Comparison:
 
 def _check_alike(part: Comparison, whole: Comparison, place: Path) -> None:
     axes = (part.forget_axis, part.utility_axis) == (whole.forget_axis, whole.utility_axis)
-    if what := _other(part, whole) or ("" if axes else "metrics"):
+    if what := differing(part, whole) or ("" if axes else "metrics"):
         raise UsageError(
             f"Comparisons that are merged must have the same {what}; that of {place} has another. "
             "Leave it out."
@@ -335,104 +334,22 @@ def _joined(
     known = read_comparison(folder)
     trust = options.trust_remote_code
     models = {
-        "model": _found_again(comparison.source, known.source, known.model, device, trust=trust),
-        "control_model": _found_again(
+        "model": found_again(comparison.source, known.source, known.model, device, trust=trust),
+        "control_model": found_again(
             comparison.control, known.control, known.control_model, device, trust=trust
         ),
     }
     comparison = comparison.model_copy(update=models)
-    if what := _other(comparison, known):
+    if what := differing(comparison, known):
         raise UsageError(
             f"--resume must continue with the same {what}; those of {folder} differ. "
             "Choose another --output, or give --overwrite."
         )
     for entry in comparison.trials:
-        _check_asked(known.trials, entry, folder)
+        check_asked(known.trials, entry, folder)
     old = {entry.name for entry in known.trials}
     new = [entry for entry in comparison.trials if entry.name not in old]
     return comparison.model_copy(update={"trials": [*known.trials, *new]})
-
-
-def _other(one: Comparison, two: Comparison) -> str:
-    """What two comparisons are not both of, as the command line calls it; empty where there is nothing.
-
-    Data and models are told by what they hold: the same bytes may lie elsewhere by now.
-    """
-    held = [
-        {name: entry.model_dump(exclude={"source"}) for name, entry in each.data.items()}
-        for each in (one, two)
-    ]
-    same = {
-        "BENCHMARK": one.benchmark == two.benchmark,
-        "--option": one.options == two.options,
-        "--reference": _same_model(one.control, one.control_model, two.control, two.control_model),
-        "--model": _same_model(one.source, one.model, two.source, two.model),
-        "data": held[0] == held[1],
-    }
-    return next((what for what, holds in same.items() if not holds), "")
-
-
-def _same_model(
-    one: str | None, first: ModelEntry | None, two: str | None, second: ModelEntry | None
-) -> bool:
-    """By the hash of the weights; by the place, where one of them has not been loaded yet."""
-    if one is None or two is None:
-        return one == two
-    return first.sha256 == second.sha256 if first and second else _same_place(one, two)
-
-
-def _same_place(one: str, two: str) -> bool:
-    return one == two or Path(one).resolve() == Path(two).resolve()
-
-
-def _found_again(
-    place: str | None, before: str | None, known: ModelEntry | None, device: torch.device, *, trust: bool
-) -> ModelEntry | None:
-    """A model as trials have recorded it, or, where it was another place then, as it is hashed now."""
-    if place is None or before is None or known is None or _same_place(place, before):
-        return known
-    return model_entry(place, load_as(place, known.dtype, device=device, trust_remote_code=trust))
-
-
-def _check_asked(known: Sequence[TrialEntry], entry: TrialEntry, folder: Path) -> None:
-    """What a comparison holds already, and what is asked of it now, can stand in one table."""
-    if not (unlike := _asked_otherwise(entry, known)):
-        return
-    what, before, now = unlike
-    if what == "evaluation_seed":
-        raise UsageError(
-            f"--resume must begin --seeds with {before}, the seed of the evaluations in {folder}; got {now}."
-        )
-    raise UsageError(
-        f"--resume must ask {entry.name} with the same settings; {what} was {before} in {folder} and is "
-        f"{now} now. Give the same, another --output, or --overwrite."
-    )
-
-
-def _asked_otherwise(entry: TrialEntry, others: Iterable[TrialEntry]) -> tuple[str, Any, Any] | None:
-    """A setting in which a trial differs from others that it is compared with, their value and its own.
-
-    All are evaluated with one seed; those of one method at one point of the grid share every setting, the
-    defaults included (a name may have stood for something else when the others were asked), and all of one
-    method the code of every file of the user's.
-    """
-    for other in others:
-        if other.evaluation_seed != entry.evaluation_seed:
-            return "evaluation_seed", other.evaluation_seed, entry.evaluation_seed
-        same = (other.method, other.varied) == (entry.method, entry.varied)
-        for name in sorted(other.code.keys() | entry.code.keys()) if other.method == entry.method else ():
-            old, new = other.code.get(name, ""), entry.code.get(name, "")
-            if old != new and (same or (old and new)):
-                return f"the code of {name}", old[:12] or "unknown", new[:12] or "unknown"
-        if other.name != entry.name and not same:
-            continue
-        pairs = [(other.fixed, entry.fixed), (other.varied, entry.varied)]
-        if other.resolved and entry.resolved:  # not of comparisons that hold no defaults
-            pairs.append((other.resolved, entry.resolved))
-        for before, now in pairs:
-            if found := first_difference(before, now):
-                return found
-    return None
 
 
 def _setting(trial: Trial) -> str:
