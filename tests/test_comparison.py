@@ -11,7 +11,7 @@ import pytest
 import conftest
 import expunge
 from expunge import UsageError, api, cli, tables, terminal
-from expunge.comparison import merge, refresh
+from expunge.comparison import EVALUATIONS, merge, refresh
 from expunge.comparison_record import read_comparison, write_comparison
 from expunge.record import read_record, write_record
 from expunge.runs import Run
@@ -370,6 +370,18 @@ def test_a_trial_that_failed_goes_on_from_what_it_left(model_folder, tmp_path, m
     assert begun_at == [0, 2]
     assert {path.name for path in place.iterdir()} == {".expunge", ".lock", "record.json"}
     assert "from the beginning" not in caplog.text
+
+
+@pytest.mark.parametrize("redact", [True, False])
+def test_a_redacted_comparison_leaves_no_record_anywhere(model_folder, tmp_path, redact):
+    out, words = tmp_path / "out", {"methods": ["grad-ascent"], **SETS, **QUICK}
+    found = expunge.compare(model_folder, output=out, redact=redact, **words)
+    assert found.trials[0].status == "done"
+    assert (out / EVALUATIONS).is_dir() is not redact
+    responses = {row["response"] for rows in SETS.values() for row in rows}
+    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in out.rglob("*") if path.is_file()]
+    assert len(texts) >= 4
+    assert any(response in text for text in texts for response in responses) is not redact
 
 
 def test_a_trial_whose_rest_is_of_another_run_starts_from_the_beginning(

@@ -25,7 +25,7 @@ FLAGS = {
     f"--seconds --redact --output {READING} --seed --set --resume --overwrite --trust-remote-code {LOOK}",
     "compare": "BENCHMARK --methods --output --forget --retain --holdout --model --data --option --reference "
     f"--seeds --grid --forget-metric --utility-metric --keep-models --config {READING} --set --resume "
-    f"--overwrite --trust-remote-code {LOOK}",
+    f"--overwrite --redact --trust-remote-code {LOOK}",
     "neighbours": "--forget --retain --output --model --k --pool --margin --probes --templates --curriculum "
     f"--generator {READING} --seed --overwrite --trust-remote-code {LOOK}",
     "report": "FOLDERS --output --series",
@@ -130,12 +130,13 @@ def test_compare_hands_every_flag_on(handed):
         f"compare tofu --methods a,b --output o --forget f --retain r --holdout h --model m {READ} --data d "
     )
     line += "--option x=1 --reference e --seeds 1,2 --grid a=1,2 --grid npo:b=3 --forget-metric s/t "
-    line += "--utility-metric u/v --keep-models --set beta=0.5 --resume --overwrite --trust-remote-code"
+    line += "--utility-metric u/v --keep-models --set beta=0.5 --resume --overwrite --redact "
+    line += "--trust-remote-code"
     assert handed(line, "expunge.comparison.compare") == READS | MAY | {
         "benchmark": "tofu", "methods": ["a", "b"], "output": Path("o"), "forget": "f", "retain": "r",
         "holdout": "h", "model": "m", "data": "d", "options": {"x": 1}, "reference": "e", "seeds": [1, 2],
         "grid": {"a": [1, 2], "npo:b": [3]}, "forget_metric": "s/t", "utility_metric": "u/v",
-        "keep_models": True, "beta": 0.5, "resume": True,
+        "keep_models": True, "beta": 0.5, "resume": True, "redact": True,
     }  # fmt: skip
 
 

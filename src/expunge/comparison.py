@@ -200,6 +200,9 @@ class _Study:
             self._write()
             if entry.status == "interrupted":
                 break
+        if self.options.redact and all(map(_over, self.comparison.trials)):
+            shutil.rmtree(self.folder / EVALUATIONS, ignore_errors=True)  # it holds what models said
+            self._write()
         return self.comparison
 
     def _tried(self, entry: TrialEntry, model: str | Path) -> TrialEntry:

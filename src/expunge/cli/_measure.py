@@ -171,12 +171,15 @@ class Trials:
 
 @flags
 class Place:
-    """What becomes of an earlier comparison, and whose code may run."""
+    """What becomes of an earlier comparison, what trials may show, and whose code may run."""
 
     resume: Annotated[
         bool, Parameter(help="Continue the comparison in --output, or add trials to it.", negative=())
     ] = False
     overwrite: Overwrite = False
+    redact: Annotated[
+        bool, Parameter(help="Keep every record's text out of all trials' records and pages.", negative=())
+    ] = False
     trust_remote_code: TrustRemoteCode = False
 
 
