@@ -9,17 +9,18 @@ import pytest
 import torch
 
 import conftest
+from expunge import inputs
 from expunge.arguments import UnlearningArguments
 from expunge.batching import BySource
 from expunge.companions import joined
 from expunge.forget_check import CheckSettings, forget_check
-from expunge.methods import Method, dpo, ngdiff, ngdiff_gen
+from expunge.methods import METHODS, Method, dpo, ngdiff, ngdiff_gen
 from expunge.record import Check
 from expunge.records import read_records
 from expunge.report import render
 from expunge.report.tables import course
 from expunge.scoring import TokenScores
-from expunge.settings import configuration
+from expunge.settings import configuration, resolve_method
 from expunge.stopping import against_holdout, with_earlier
 from expunge.training_sets import TrainingSets
 from expunge.unlearner import Unlearner
@@ -248,3 +249,28 @@ def test_the_page_says_how_many_steps_were_drawn_so():
     assert course(made).narrowed == 3  # steps 3, 4 and 5
     assert ", 3 on forget records alone that were still reproduced" in " ".join(render(made).split())
     assert not course(made.model_copy(update={"configuration": {}})).narrowed
+
+
+def test_repair_steps_are_not_looked_at_for_it(tokenizer, tmp_path):
+    """They move no forget record: the look at the step after them is soon enough."""
+    run = unlearner(tokenizer, tmp_path, ngdiff(rows=10), check_every=50)
+    looks = []
+    run.monitor.check = lambda step: looks.append(step) or scripted(2).model_copy(update={"step": step})
+    run.monitor.state.checks = [scripted(2)]
+    run.monitor.state.repairing = True
+    run.monitor.after_step(3, 1e-3)
+    assert looks == []
+    run.monitor.state.repairing = False
+    run.monitor.after_step(4, 1e-3)
+    assert looks == [4]
+
+
+def test_a_merged_method_cannot_draw_so():
+    with pytest.raises(ValueError, match=r"must draw from all forget records to be merged.*Leave it out"):
+        replace(METHODS["task-vector"](), leaks_first=True)
+
+
+def test_the_command_line_turns_it_off():
+    for text, on in (("true", True), ("false", False)):
+        method, _ = resolve_method("ngdiff", inputs.given([f"leaks_first={text}"], None))
+        assert method.leaks_first is on

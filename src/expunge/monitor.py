@@ -199,7 +199,8 @@ class Monitor:
         if not (self.check and self.check_every):
             return None
         waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
-        near = closing_in(self.state.checks, self.check_every) or bool(self.remaining)
+        narrowed = bool(self.remaining) and not self.state.repairing
+        near = closing_in(self.state.checks, self.check_every) or narrowed
         due = step % self.check_every == 0 or waiting or near
         if not (due and self._look(step).met):
             return None

@@ -89,6 +89,11 @@ class Method:
             )
 
     def _check_merge(self, merge: Merge) -> None:
+        if self.leaks_first:
+            raise ValueError(
+                f"method {self.name!r} must draw from all forget records to be merged (nothing is looked at "
+                "before); got `leaks_first=True`. Leave it out."
+            )
         if self.step_size is not None or isinstance(self.weighting, Stateful):
             raise ValueError(
                 f"method {self.name!r} must have no step size rule and no weighting with a memory to be "
