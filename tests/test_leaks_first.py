@@ -22,6 +22,7 @@ from expunge.report.tables import course
 from expunge.scoring import TokenScores
 from expunge.settings import configuration, resolve_method
 from expunge.stopping import against_holdout, with_earlier
+from expunge.tables import Part, examine
 from expunge.training_sets import TrainingSets
 from expunge.unlearner import Unlearner
 from record_factory import run_record
@@ -39,8 +40,11 @@ FAR, LEAKS, UNSEEN = (
 
 
 def test_the_look_names_the_rows_that_remain():
-    look = against_holdout(7, [FAR, LEAKS, FAR], [UNSEEN], numbers=[1, 3, 4], total=6)
-    assert (look.met, look.remaining) == (False, [0, 2, 3, 5])  # that leaked, and those not looked at
+    seen = [row for row in range(20) if row not in (4, 9)]
+    rows = [LEAKS if row in (3, 11) else FAR for row in seen]
+    look = against_holdout(7, rows, [UNSEEN], numbers=seen, total=20)
+    assert (look.met, look.remaining) == (False, [3, 4, 9, 11])  # that leaked, and those not looked at
+    assert against_holdout(7, rows[1:], [UNSEEN], numbers=seen[1:], total=20).remaining == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_the_look_names_the_rows_that_remain():
     [
         ([FAR, FAR], [UNSEEN], [0, 1], 2, True),
         ([LEAKS, score(2.0, reproduced=False)], [UNSEEN], [0, 1], 2, False),
-        ([FAR, LEAKS], [UNSEEN], [0, 1], 5, False),
+        ([FAR, LEAKS], [UNSEEN], [0, 1], 3, False),
         ([FAR, LEAKS], [UNSEEN, LEAKS], [0, 1], 2, True),
         ([FAR, LEAKS], [UNSEEN], [], 0, False),
     ],
@@ -78,20 +82,20 @@ def test_a_look_at_a_model_knows_which_rows_it_read(tokenizer, monkeypatch, give
     asked = {}
 
     def noted(step, rows, unseen, **found):
-        asked.update(found, rows=len(rows))
+        asked.update(found, rows=rows)
         return against_holdout(step, rows, unseen, **found)
 
     monkeypatch.setattr("expunge.forget_check.against_holdout", noted)
     seen = settings.encoding.rows(read_records(HOLDOUT, name="holdout"), tokenizer)
-    look = forget_check(
-        conftest.build_model(), tokenizer, forget, seen if given else None, settings, retain=retain
-    )
+    model = conftest.build_model()
+    look = forget_check(model, tokenizer, forget, seen if given else None, settings, retain=retain)
     assert look is not None
     look(0)
     assert asked["total"] == 7
-    assert len(asked["numbers"]) == asked["rows"] <= 5
-    assert sorted({*asked["numbers"]}) == asked["numbers"]
-    assert given or 6 not in asked["numbers"]  # nobody is named there
+    assert asked["numbers"] == ([0, 1, 2, 4, 6] if given else [0, 1, 2, 4])  # nobody is named in the last
+    rows = settings.encoding.rows([forget[i] for i in asked["numbers"]], tokenizer)
+    alone = [examine(model, tokenizer, {"": Part([row])}, precision="fp32")[""].scores[0] for row in rows]
+    assert [found.nll for found in asked["rows"]] == pytest.approx([found.nll for found in alone], rel=1e-4)
 
 
 # --- what is drawn
@@ -110,14 +114,12 @@ def by_source(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
     return {name: [row for other, row in pairs if other == name] for name, _ in pairs}
 
 
-def test_remaining_rows_come_in_turn_and_all_else_as_without(tokenizer):
+def test_remaining_rows_come_in_turn_beside_those_of_earlier_requests(tokenizer):
     made = sets(tokenizer, ngdiff(), per_device_train_batch_size=4, max_steps=6, earlier_rows=1)
     plain = [by_source(pairs) for pairs in made.draws(1)]
     found = [by_source(made.drawn(i, [1, 4, 5, 0, 2])) for i in range(6)]
-    assert [batch["retain"] for batch in found] == [batch["retain"] for batch in plain]
-    assert [batch["forget"][-1] for batch in found] == [
-        batch["forget"][-1] for batch in plain
-    ]  # of earlier ones
+    assert {*found[0]} == {"forget"}  # retain stays what the loader brings
+    assert [batch["forget"][-1] for batch in found] == [batch["forget"][-1] for batch in plain]
     assert all(batch["forget"][-1] >= 6 for batch in found)
     drawn = [row for batch in found for row in batch["forget"][:-1]]
     assert drawn == [1, 4, 5, 0, 2] * 4 + [1, 4, 5, 0]
@@ -134,6 +136,7 @@ def test_paired_sets_stay_together(tokenizer):
     found = by_source(made.drawn(3, [2, 5, 1]))
     assert found["idk"] == found["forget"]
     assert len(found["forget"]) == 3
+    assert "retain" not in found
     assert made.own["forget"] == 6 < len(joined(made.records)["forget"].rows)
 
 
@@ -198,21 +201,72 @@ def test_a_run_draws_them_alone_looks_every_step_and_ends(tokenizer, tmp_path):
     assert [batch["forget"].shape[0] for batch in plain] == [3] * 6  # looked at after 2, 4 and 6 alone
 
 
-def test_losses_are_means_over_what_was_drawn(tokenizer, tmp_path):
-    """Over two micro-batches as over one: counts follow the rows that came in."""
+def test_micro_batches_of_a_step_are_drawn_one_after_another(tokenizer, tmp_path):
+    """Two of two rows are one of four: the same rows, the same mean."""
     runs = [
         unlearner(
-            tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), sharpness=0.0,
+            tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), sharpness=0.0, max_steps=2,
             gradient_accumulation_steps=steps, per_device_train_batch_size=4 // steps,
         )
         for steps in (1, 2)
     ]  # fmt: skip
     for run in runs:
-        run.monitor.check = lambda step: scripted(2).model_copy(update={"step": step, "remaining": [1, 3]})
+        run.monitor.check = lambda step: scripted(2).model_copy(
+            update={"step": step, "remaining": [1, 5, 3, 0]}
+        )
     one, two = (watched(run) for run in runs)
-    assert one[0]["forget"].shape[0] == two[0]["forget"].shape[0] == 2
+    assert torch.equal(one[0]["forget"], batch_of(runs[0], [1, 5, 3, 0]))
+    for batch, rows in zip(two, [[1, 5], [3, 0]] * 2, strict=True):
+        assert torch.equal(batch["forget"], batch_of(runs[1], rows))
+    plain = unlearner(
+        tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10, leaks_first=False), sharpness=0.0, max_steps=2,
+        gradient_accumulation_steps=2, per_device_train_batch_size=2,
+    )  # fmt: skip
+    assert all(torch.equal(a["retain"], b["retain"]) for a, b in zip(two, watched(plain), strict=True))
     first, second = (run.history[0].losses["uce(forget)"] for run in runs)
     assert first == pytest.approx(second, rel=1e-6)
+
+
+def test_what_the_reference_said_goes_with_the_rows(tokenizer, tmp_path):
+    run = unlearner(tokenizer, tmp_path, replace(METHODS["npo"](), leaks_first=True), max_steps=4)
+    seen, add = [], run.descent.add
+    run.descent.add = lambda model, batches, counts: (
+        seen.append(batches["forget"]) or add(model, batches, counts)
+    )
+    run.train()
+    dataset = run.sets.dataset(run.facts.values)
+    expected = BySource(run.pad_id)([dataset["forget", row] for row in (1, 3)])["forget"]
+    assert expected.keys() > {"input_ids", "attention_mask", "labels"}
+    assert seen[2].keys() == expected.keys()
+    assert all(torch.equal(seen[2][key], expected[key]) for key in expected)
+
+
+def test_weights_of_other_rows_are_not_carried_over(tokenizer, tmp_path):
+    """Where rows change, weights are computed anew, whatever `refresh_every` says."""
+    run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), sharpness=0.0, refresh_every=50)
+    watched(run)
+    assert [bool(step.gradient_norms) for step in run.history] == [True, False, True, True, False]
+    plain = unlearner(
+        tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10, leaks_first=False), sharpness=0.0,
+        refresh_every=50,
+    )  # fmt: skip
+    watched(plain)
+    assert [bool(step.gradient_norms) for step in plain.history] == [True] + [False] * 5
+
+
+def test_rows_that_slip_back_are_looked_at_once_more(tokenizer, tmp_path):
+    """After the last look that named rows the next step has one, though NLL fell below the control's."""
+    run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), check_every=4, max_steps=8)
+    looks = []
+
+    def look(step):
+        looks.append(step)
+        slipped = {"forget_nll": 3.9, "remaining": [], "met": False}
+        return scripted(2).model_copy(update={"step": step} | (slipped if step != 4 else {}))
+
+    run.monitor.check = look
+    run.train()
+    assert looks == [0, 4, 5, 6, 8]
 
 
 def test_a_resumed_run_draws_what_the_whole_one_drew(tokenizer, tmp_path):
@@ -236,8 +290,11 @@ def test_records_say_so_and_the_published_rule_does_without(tokenizer, tmp_path)
     assert configuration(args, ngdiff(), 1.0)["leaks_first"] is True
     for method in (ngdiff(leaks_first=False), ngdiff_gen()):
         assert "leaks_first" not in configuration(args, method, 1.0)
-    run = unlearner(tokenizer, tmp_path, replace(ngdiff_gen(), leaks_first=True))
-    assert not run.monitor.remaining  # before any look
+    for method, rows in ((ngdiff(), [1, 3]), (ngdiff_gen(), [])):
+        run = unlearner(tokenizer, tmp_path, method)
+        assert not run.monitor.remaining
+        run.monitor.state.checks = [scripted(2)]
+        assert run.monitor.remaining == rows
 
 
 def test_the_page_says_how_many_steps_were_drawn_so():
@@ -247,12 +304,12 @@ def test_the_page_says_how_many_steps_were_drawn_so():
     assert made.history[4].step == 5
     assert not any(step.repair for step in made.history[:5])
     assert course(made).narrowed == 3  # steps 3, 4 and 5
-    assert ", 3 on forget records alone that were still reproduced" in " ".join(render(made).split())
+    assert ", 3 with none but the forget records that were still reproduced" in " ".join(render(made).split())
     assert not course(made.model_copy(update={"configuration": {}})).narrowed
 
 
 def test_repair_steps_are_not_looked_at_for_it(tokenizer, tmp_path):
-    """They move no forget record: the look at the step after them is soon enough."""
+    """They draw no forget record: the look at the step after them is soon enough."""
     run = unlearner(tokenizer, tmp_path, ngdiff(rows=10), check_every=50)
     looks = []
     run.monitor.check = lambda step: looks.append(step) or scripted(2).model_copy(update={"step": step})

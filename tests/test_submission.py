@@ -201,6 +201,19 @@ def test_budget_comes_before_forgetting_and_forgetting_ends_at_the_control() -> 
     assert rank(None, False, 9) < rank(None, True, 1) < rank(None, True, 2)
 
 
+def test_beyond_the_control_fewer_leaks_are_better() -> None:
+    def seen(nll: float, leak: float, *, met: bool = False) -> Check:
+        return Check(step=1, forget_nll=nll, forget_leak=leak, control="holdout", control_nll=4.0,
+                     control_leak=0.02, met=met)  # fmt: skip
+
+    ways = [seen(0.1, 0.9), seen(4.0, 0.3), seen(4.5, 0.05), seen(9.0, 0.02, met=True)]
+    ranks = [rank(way, within_budget=True, step=1) for way in ways]
+    assert ranks == sorted(set(ranks))
+    assert rank(seen(5.0, 0.0), within_budget=True, step=1) == rank(
+        seen(4.0, 0.02), within_budget=True, step=1
+    )
+
+
 class FakeRun(Unlearner):
     """What `Deadline` asks of a run, with a clock that the test moves."""
 

@@ -62,6 +62,11 @@ Rows = Callable[[int], list[int]]
 """Micro-batch number -> row numbers."""
 
 
+def drawn(stream: RowStream | Rows) -> Rows:
+    """A stream as a function of the micro-batch's number."""
+    return stream.__getitem__ if isinstance(stream, RowStream) else stream
+
+
 class Draws(Sampler[list[tuple[str, int]]]):
     """One micro-batch per element: rows of every data set, as (data set, row) pairs.
 
@@ -71,10 +76,7 @@ class Draws(Sampler[list[tuple[str, int]]]):
     """
 
     def __init__(self, streams: Mapping[str, RowStream | Rows], length: int) -> None:
-        self.streams = {
-            name: stream.__getitem__ if isinstance(stream, RowStream) else stream
-            for name, stream in streams.items()
-        }
+        self.streams = {name: drawn(stream) for name, stream in streams.items()}
         self.length = length
         self.batch_size = None  # batches of a pass may differ by one row
         self.drop_last = False

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from expunge.batching import Rows, RowStream
+from expunge.batching import Rows, RowStream, drawn
 from expunge.derived import is_derived
 from expunge.records import Records
 
@@ -67,11 +67,11 @@ def accompany(
         if not members or not extra or not counts.get(name):
             continue
         size = min(counts[name], extra)
-        drawn: RowStream | Rows = in_order(extra, size)
+        guests: RowStream | Rows = in_order(extra, size)
         if name == "forgotten":
             lengths = [1] * extra  # a handful at a time: grouping by length would only tie their order to it
-            drawn = RowStream(lengths, size, (seed, len(streams), 1))
-        found |= dict.fromkeys(members, _beside(streams[members[0]], drawn, own[host]))
+            guests = RowStream(lengths, size, (seed, len(streams), 1))
+        found |= dict.fromkeys(members, _beside(streams[members[0]], guests, own[host]))
     return found
 
 
@@ -82,9 +82,5 @@ def in_order(rows: int, size: int) -> Rows:
 
 def _beside(rows: RowStream | Rows, extra: RowStream | Rows, first: int) -> Rows:
     """Rows of one stream, and behind them those of another, whose rows are numbered from `first`."""
-    host, guest = _drawn(rows), _drawn(extra)
+    host, guest = drawn(rows), drawn(extra)
     return lambda step: [*host(step), *(first + row for row in guest(step))]
-
-
-def _drawn(rows: RowStream | Rows) -> Rows:
-    return rows.__getitem__ if isinstance(rows, RowStream) else rows

@@ -23,8 +23,8 @@ def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
 
     First that the retain loss is within budget; then that the forget records count as forgotten; then how far
     they are on the way: the mean of how near their NLL has come to the control's and, where pairs are
-    compared, of how near the preference for true responses has come to indifference. More forgetting than the
-    control's is no better.
+    compared, of how near the preference for true responses has come to indifference, or else their leak to
+    the control's. More forgetting than the control's is no better.
 
     Args:
         check: The look at the forget records; None where the run takes none, and a later state is better.
@@ -38,6 +38,8 @@ def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
     ways = [min(1.0, check.forget_nll / check.control_nll) if check.control_nll > 0 else 1.0]
     if check.preference is not None:
         ways.append(min(1.0, 2 * (1 - check.preference)))
+    elif check.control_leak is not None:
+        ways.append(1 - max(0.0, check.forget_leak - check.control_leak))
     return within_budget, check.met, sum(ways) / len(ways)
 
 
@@ -124,7 +126,9 @@ class Deadline(TrainerCallback):
         every = self.unlearner.args.check_every
         due = bool(every) and step % every == 0
         looked = monitor.state.checks and monitor.state.checks[-1].step == step
-        looked = looked and (due or monitor.state.checks[-1].met)  # near the goal every step is looked at
+        if looked and not due:  # near the goal every step is looked at
+            last = monitor.state.checks[-1]
+            looked = last.met or bool(last.remaining)
         if self.unlearner.stop is None and (looked or (due and monitor.check is None)):
             check = monitor.state.checks[-1] if looked else None
             self.offer(step, rank(check, not monitor.state.over_budget, step))

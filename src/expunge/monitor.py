@@ -104,7 +104,19 @@ class Monitor:
     def remaining(self) -> list[int]:
         """Forget rows that the next step is to draw from; none: from all."""
         checks = self.state.checks
-        return checks[-1].remaining if self.method.leaks_first and checks and not self.phases else []
+        return checks[-1].remaining if self.method.leaks_first and checks else []
+
+    def redrawn(self, step: int) -> bool:
+        """Whether the look after so many steps changed what forget rows are drawn from."""
+        checks = self.state.checks
+        if not (self.method.leaks_first and checks and checks[-1].step == step):
+            return False
+        return checks[-1].remaining != (checks[-2].remaining if len(checks) > 1 else [])
+
+    @property
+    def _alone(self) -> bool:
+        """Whether rows are drawn from some alone, or were until the last look: the others may slip back."""
+        return self.method.leaks_first and any(check.remaining for check in self.state.checks[-2:])
 
     def begin(self) -> None:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
@@ -185,7 +197,7 @@ class Monitor:
 
         Forgotten counts only within budget: a met check over budget is looked at again after the first
         reading that is back within it. Near the goal every step is looked at (`closing_in`), and while rows
-        are drawn from `remaining` alone.
+        are drawn from `remaining` alone, but for repair steps.
         """
         if self.state.stop or self.phases:
             return self.state.stop
@@ -199,8 +211,8 @@ class Monitor:
         if not (self.check and self.check_every):
             return None
         waiting = reading and self.state.checks[-1].met and self.state.checks[-1].step > 0
-        narrowed = bool(self.remaining) and not self.state.repairing
-        near = closing_in(self.state.checks, self.check_every) or narrowed
+        alone = self._alone and not self.state.repairing
+        near = closing_in(self.state.checks, self.check_every) or alone
         due = step % self.check_every == 0 or waiting or near
         if not (due and self._look(step).met):
             return None

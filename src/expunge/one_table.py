@@ -1,6 +1,6 @@
 """What trials and comparisons must have in common to stand in one table: model, data, questions, code.
 
-Models and data are told by what they hold. Knows what was recorded and what is asked; runs nothing.
+Models and data are told by what they hold: a model that has moved is loaded, to be hashed. Trains nothing.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class Check(Entry):
     earlier_leak: float | None = Field(None, description="share of these that are reproduced exactly")
     remaining: list[int] = Field(
         [],
-        description="where responses that are reproduced alone keep the look from being met: forget rows, "
-        "from 0, but for those that it found forgotten; empty elsewhere",
+        description="forget rows, from 0, that were reproduced or not looked at, where the mean NLL has "
+        "reached the control's and the leak has not; empty elsewhere, and where too few were looked at",
     )
     met: bool
 

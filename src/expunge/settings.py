@@ -306,8 +306,8 @@ def configuration(args: UnlearningArguments, method: Method, norm: float) -> dic
         further["sharpness"] = hardening_of(method, args, norm).sharpness
         if args.sharpness is None and further["sharpness"]:
             further["relative_sharpness"] = method.relative_sharpness
-    if method.leaks_first:
-        further["leaks_first"] = True
+        if method.leaks_first:
+            further["leaks_first"] = True
     return (
         {name: _plain(getattr(args, name)) for name in dict.fromkeys((*names, *changed))}
         | further

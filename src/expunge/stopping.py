@@ -104,9 +104,9 @@ def against_holdout(
 def _remaining(forget: Sequence[TokenScores], numbers: Sequence[int], total: int) -> list[int]:
     """Rows of the forget set but for those that were looked at and are not reproduced.
 
-    None where fewer than half were looked at: what would be left out is too little to matter.
+    None where more than a tenth was not looked at: these would be drawn more often, unseen by any look.
     """
-    if not numbers or 2 * len(numbers) < total:
+    if not numbers or 10 * (total - len(numbers)) > total:
         return []
     found = {n for n, score in zip(numbers, forget, strict=True) if not score.reproduced}
     return [n for n in range(total) if n not in found]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge import material
 from expunge.arguments import UnlearningArguments
-from expunge.batching import Draws, Facts, Rows, RowStream, Sources
+from expunge.batching import Draws, Facts, Rows, RowStream, Sources, drawn
 from expunge.collate import Encoded, Encoding, collate
 from expunge.companions import in_order, join_rows, joined
 from expunge.derived import is_derived, is_forget
@@ -106,28 +107,28 @@ class TrainingSets:
     def draws(self, processes: int) -> Draws:
         """Micro-batches of all data sets at once, for the whole run of so many processes."""
         length = self.args.max_steps * self.args.gradient_accumulation_steps * processes
-        return Draws(self._streams(), length)
+        return Draws(self._streams, length)
 
+    @cached_property
     def _streams(self) -> dict[str, RowStream | Rows]:
         return material.streams(self.method, self.encoded, self.args, self.own)
 
     def drawn(self, batch: int, remaining: Sequence[int]) -> list[tuple[str, int]]:
-        """Rows of a micro-batch, as (data set, row) pairs, whose forget rows come from some of them alone.
+        """Forget rows of a micro-batch, as (data set, row) pairs, drawn from some of them alone.
 
-        Of a method's other sets, and of companions, the same rows as without.
+        With the same rows of sets that are derived from them, and the companions' rows that come anyhow.
 
         Args:
             batch: Number of the micro-batch in the whole run.
-            remaining: Forget rows to draw from, at least one: in turn, each once before any comes again.
+            remaining: Forget rows to draw from, at least one: in turn.
         """
         forget, size = self.own["forget"], self.args.per_device_train_batch_size
         turn = in_order(len(remaining), min(size, len(remaining)))(batch)
         pairs = []
-        for name, stream in self._streams().items():
-            rows = stream[batch] if isinstance(stream, RowStream) else stream(batch)
+        for name, stream in self._streams.items():
             if is_forget(name):
-                rows = [*(remaining[i] for i in turn), *(row for row in rows if row >= forget)]
-            pairs += [(name, row) for row in rows]
+                companions = (row for row in drawn(stream)(batch) if row >= forget)
+                pairs += [(name, row) for row in (*(remaining[i] for i in turn), *companions)]
         return pairs
 
     def unread(self, processes: int) -> list[str]:

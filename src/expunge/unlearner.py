@@ -262,10 +262,10 @@ class Unlearner(WholeCheckpoints):
         return batches, dict(zip(names, means.tolist(), strict=True))
 
     def _narrowed(self, position: int, remaining: Sequence[int]) -> dict[str, Any]:
-        """The step's micro-batch at a position, with forget rows from some alone."""
+        """Forget rows, from some alone, for the step's micro-batch at a position, and what is paired."""
         steps, accelerator = self.args.gradient_accumulation_steps, self.accelerator
-        mine = (self.state.global_step * steps + position) * accelerator.num_processes
-        pairs = self.sets.drawn(mine + accelerator.process_index, remaining)
+        first = (self.state.global_step * steps + position) * accelerator.num_processes
+        pairs = self.sets.drawn(first + accelerator.process_index, remaining)
         rows = self.sets.dataset(self.facts.values if self.facts else None)
         return BySource(self.pad_id)([rows[pair] for pair in pairs])
 
@@ -304,6 +304,8 @@ class Unlearner(WholeCheckpoints):
         """Event of the step loop: before the first micro-batch."""
         every, step = self.args.diagnose_every, self.state.global_step
         diagnose = every > 0 and step % every == 0 and not self.monitor.weighting.needs_gramian
+        if self.monitor.redrawn(step):
+            self.descent.carried.clear()  # weights of other rows
         carry = step % self.args.refresh_every > 0
         self.descent.weighting = self.monitor.weighting
         self.descent.begin(repair=self.monitor.state.repairing, separate=diagnose, carry=carry)

@@ -90,8 +90,9 @@ def ngdiff(tolerance: float = 0.02, every: int = 5, rows: int = 40, leaks_first:
     records never seen, not far beyond. The budget bounds the damage, not a Newton step on a retain loss
     that is at its noise. The forget gradient is taken where a move of the weights by 2.4e-5 of their norm
     (0.05 in SmolLM2-135M) undoes forgetting fastest, so that less of it comes back; `sharpness=0` leaves it
-    out. And once the forget records are as unlikely as records never seen, those that are reproduced all the
-    same are drawn alone: a direction of fixed length would push the others ever further.
+    out. And once the forget records are on average as unlikely as records never seen, those that are
+    reproduced all the same are drawn alone (`Method.leaks_first` says when): a direction of fixed length
+    would push the others ever further.
 
     Args:
         tolerance: Retain loss that may be lost, nats per token, positive.

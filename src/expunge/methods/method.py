@@ -29,8 +29,9 @@ class Method:
             then look at the merged model alone.
         relative_sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`) as a share of the
             norm of all weights of the model, where settings name no ρ.
-        leaks_first: While the forget records are as unlikely as their control but some are reproduced all the
-            same, forget rows are drawn from these, and from rows that were not looked at.
+        leaks_first: While the forget records are on average as unlikely as their control but some are
+            reproduced all the same, forget rows are drawn from these alone. It takes a look that reads nine
+            rows in ten (`check_rows`) and compares them with a holdout, given or synthetic.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
