@@ -11,7 +11,10 @@ from expunge.report.comparison import markdown
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-STUDIES = ["lume", "lume_questions", "lume_task2", "tofu_forget05", "tofu_short", "tofu_short_again"]
+STUDIES = [
+    "lume", "lume_questions", "lume_task2", "tofu_forget05", "tofu_short", "tofu_short_again",
+    "tofu_short_seeds",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STUDIES)
