@@ -21,7 +21,7 @@ from expunge.report import render
 from expunge.report.tables import course
 from expunge.scoring import TokenScores
 from expunge.settings import configuration, resolve_method
-from expunge.stopping import against_holdout, with_earlier
+from expunge.stopping import Looked, against_holdout, with_earlier
 from expunge.tables import Part, examine
 from expunge.training_sets import TrainingSets
 from expunge.unlearner import Unlearner
@@ -42,29 +42,33 @@ FAR, LEAKS, UNSEEN = (
 def test_the_look_names_the_rows_that_remain():
     seen = [row for row in range(20) if row not in (4, 9)]
     rows = [LEAKS if row in (3, 11) else FAR for row in seen]
-    look = against_holdout(7, rows, [UNSEEN], numbers=seen, total=20)
+    look = against_holdout(7, rows, [UNSEEN], looked=Looked(seen, 18, 20))
     assert (look.met, look.remaining) == (False, [3, 4, 9, 11])  # that leaked, and those not looked at
-    assert against_holdout(7, rows[1:], [UNSEEN], numbers=seen[1:], total=20).remaining == []
+    assert against_holdout(7, rows[1:], [UNSEEN], looked=Looked(seen[1:], 17, 20)).remaining == []
 
 
 @pytest.mark.parametrize(
-    ("forget", "holdout", "numbers", "total", "met"),
+    ("forget", "holdout", "looked", "met"),
     [
-        ([FAR, FAR], [UNSEEN], [0, 1], 2, True),
-        ([LEAKS, score(2.0, reproduced=False)], [UNSEEN], [0, 1], 2, False),
-        ([FAR, LEAKS], [UNSEEN], [0, 1], 3, False),
-        ([FAR, LEAKS], [UNSEEN, LEAKS], [0, 1], 2, True),
-        ([FAR, LEAKS], [UNSEEN], [], 0, False),
+        ([FAR, FAR], [UNSEEN], None, True),
+        ([LEAKS, score(2.0, reproduced=False)], [UNSEEN], None, False),
+        ([score(float("nan"), reproduced=False)], [UNSEEN], None, False),
+        ([FAR, LEAKS], [UNSEEN], Looked([0, 1], 2, 3), False),
+        ([FAR, LEAKS], [UNSEEN], Looked([0, 1], 2, 30, whole=False), False),
+        ([FAR, LEAKS], [UNSEEN, LEAKS], None, True),
     ],
-    ids=["met", "likely as well", "too few looked at", "the control leaks as much", "numbers unknown"],
-)
-def test_otherwise_it_names_none(forget, holdout, numbers, total, met):
-    look = against_holdout(7, forget, holdout, numbers=numbers, total=total)
+    ids=[
+        "met", "likely as well", "not a number", "too few can be looked at", "some were looked at",
+        "the control leaks as much",
+    ],
+)  # fmt: skip
+def test_otherwise_it_names_none(forget, holdout, looked, met):
+    look = against_holdout(7, forget, holdout, looked=looked)
     assert (look.met, look.remaining) == (met, [])
 
 
 def test_rows_of_this_request_remain_whatever_became_of_earlier_ones():
-    now = against_holdout(7, [FAR, LEAKS], [UNSEEN], numbers=[0, 1], total=2)
+    now = against_holdout(7, [FAR, LEAKS], [UNSEEN])
     assert with_earlier(now, now, now).remaining == [1]
     assert with_earlier(replace_met(now), now, now).remaining == []
 
@@ -81,21 +85,28 @@ def test_a_look_at_a_model_knows_which_rows_it_read(tokenizer, monkeypatch, give
     settings = CheckSettings(5, 3, UnlearningArguments(template="none").encoding, "fp32")
     asked = {}
 
-    def noted(step, rows, unseen, **found):
-        asked.update(found, rows=rows)
-        return against_holdout(step, rows, unseen, **found)
+    def noted(step, rows, unseen, *, looked, **words):
+        asked.update(vars(looked), scores=rows, unseen=unseen)
+        return against_holdout(step, rows, unseen, looked=looked, **words)
 
     monkeypatch.setattr("expunge.forget_check.against_holdout", noted)
     seen = settings.encoding.rows(read_records(HOLDOUT, name="holdout"), tokenizer)
     model = conftest.build_model()
     look = forget_check(model, tokenizer, forget, seen if given else None, settings, retain=retain)
     assert look is not None
-    look(0)
-    assert asked["total"] == 7
-    assert asked["numbers"] == ([0, 1, 2, 4, 6] if given else [0, 1, 2, 4])  # nobody is named in the last
-    rows = settings.encoding.rows([forget[i] for i in asked["numbers"]], tokenizer)
-    alone = [examine(model, tokenizer, {"": Part([row])}, precision="fp32")[""].scores[0] for row in rows]
-    assert [found.nll for found in asked["rows"]] == pytest.approx([found.nll for found in alone], rel=1e-4)
+    usual = [0, 1, 2, 4, 6] if given else [0, 1, 2, 4]  # nobody is named in the last
+    for how, numbers in (
+        ({}, usual), ({"remained": [3, 4, 6]}, [*usual, 3]), ({"whole": True}, [*usual, 3, 5])
+    ):  # fmt: skip
+        check = look(0, **how)
+        assert (asked["total"], asked["numbers"], asked["usual"]) == (7, numbers, len(usual))
+        assert (check.rows, check.of, check.partial) == (len(numbers), 7, "whole" not in how)
+        if not given:
+            assert len(asked["unseen"]) == (6 if "whole" in how else 4)
+        rows = settings.encoding.rows([forget[i] for i in numbers], tokenizer)
+        alone = [examine(model, tokenizer, {"": Part([row])}, precision="fp32")[""].scores[0] for row in rows]
+        nll = [found.nll for found in asked["scores"]]
+        assert nll == pytest.approx([found.nll for found in alone], rel=1e-4)
 
 
 # --- what is drawn
@@ -161,7 +172,7 @@ def unlearner(tokenizer, folder, method, **settings) -> Unlearner:
     return run
 
 
-def scripted(step: int) -> Check:
+def scripted(step: int, **_: object) -> Check:
     """Rows 3 and 1 remain from step 2 on, row 1 alone after step 3; all is forgotten after step 5."""
     remaining = {2: [1, 3], 3: [1], 4: [1]}.get(step, [])
     return Check(
@@ -211,7 +222,7 @@ def test_micro_batches_of_a_step_are_drawn_one_after_another(tokenizer, tmp_path
         for steps in (1, 2)
     ]  # fmt: skip
     for run in runs:
-        run.monitor.check = lambda step: scripted(2).model_copy(
+        run.monitor.check = lambda step, **_: scripted(2).model_copy(
             update={"step": step, "remaining": [1, 5, 3, 0]}
         )
     one, two = (watched(run) for run in runs)
@@ -259,7 +270,7 @@ def test_rows_that_slip_back_are_looked_at_once_more(tokenizer, tmp_path):
     run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), check_every=4, max_steps=8)
     looks = []
 
-    def look(step):
+    def look(step, **_):
         looks.append(step)
         slipped = {"forget_nll": 3.9, "remaining": [], "met": False}
         return scripted(2).model_copy(update={"step": step} | (slipped if step != 4 else {}))
@@ -312,7 +323,7 @@ def test_repair_steps_are_not_looked_at_for_it(tokenizer, tmp_path):
     """They draw no forget record: the look at the step after them is soon enough."""
     run = unlearner(tokenizer, tmp_path, ngdiff(rows=10), check_every=50)
     looks = []
-    run.monitor.check = lambda step: looks.append(step) or scripted(2).model_copy(update={"step": step})
+    run.monitor.check = lambda step, **_: looks.append(step) or scripted(2).model_copy(update={"step": step})
     run.monitor.state.checks = [scripted(2)]
     run.monitor.state.repairing = True
     run.monitor.after_step(3, 1e-3)

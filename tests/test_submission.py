@@ -223,7 +223,7 @@ class FakeRun(Unlearner):
         self.state = SimpleNamespace(global_step=0)  # type: ignore[assignment]
         kept = SimpleNamespace(checks=looks[:1], over_budget=0, stop=None)
         self.monitor = SimpleNamespace(  # type: ignore[assignment]
-            state=kept, check=looks.__getitem__, agree=lambda value: value, end=self.name_the_end
+            state=kept, check=True, look=looks.__getitem__, agree=lambda value: value, end=self.name_the_end
         )
 
     def name_the_end(self, step: int, reason: Any, sentence: str) -> None:

@@ -324,7 +324,7 @@ def test_a_model_that_never_knew_is_left_as_it_is(tokenizer, tmp_path):
         control_leak=0.0,
         met=True,
     )
-    run.monitor.check = lambda step: met
+    run.monitor.check = lambda step, **_: met
     before = parameters(run.model).clone()
     run.train()
     assert (run.stop.reason, run.stop.step) == ("forgotten", 0)
@@ -332,7 +332,7 @@ def test_a_model_that_never_knew_is_left_as_it_is(tokenizer, tmp_path):
     assert torch.equal(parameters(run.model), before)
 
 
-def met_after_start(step: int) -> Check:
+def met_after_start(step: int, **_: object) -> Check:
     return Check(
         step=step,
         forget_nll=6.0,
@@ -349,7 +349,7 @@ def test_near_the_goal_every_step_is_looked_at(tokenizer, tmp_path):
     run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), max_steps=30, check_every=5)
     looks = []
 
-    def look(step):
+    def look(step, **_):
         looks.append(step)
         met = step > 12
         found = {"forget_nll": float(step), "forget_leak": 0.0, "control_nll": 12.5, "control_leak": 0.0}
@@ -367,7 +367,7 @@ def test_forgotten_counts_only_within_budget(tokenizer, tmp_path, monkeypatch):
     readings = {2: False, 4: False, 6: True}
     looks = []
 
-    def look(step):
+    def look(step, **_):
         looks.append(step)
         return met_after_start(step)
 

@@ -69,6 +69,7 @@ class Deadline(TrainerCallback):
         self.best: Rank | None = None
         self.writing, self.longest = writing, 0.0
         self._begun = clock()
+        unlearner.monitor.spare = self._spare
 
     @property
     def reserve(self) -> float:
@@ -111,7 +112,7 @@ class Deadline(TrainerCallback):
         step = self.unlearner.state.global_step if restored is None else restored
         look = next((check for check in reversed(monitor.state.checks) if check.step == step), None)
         if look is None and monitor.check is not None:
-            look = monitor.agree(monitor.check(step))
+            look = monitor.look(step)
         return self.offer(step, rank(look, restored is not None or not monitor.state.over_budget, step))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -133,6 +134,10 @@ class Deadline(TrainerCallback):
             check = monitor.state.checks[-1] if looked else None
             self.offer(step, rank(check, not monitor.state.over_budget, step))
         self._stop_if_due(step, control)
+
+    def _spare(self) -> float:
+        """Seconds that a look at all records may take: what is left beside two writings."""
+        return self.end - self.clock() - 2 * self.writing
 
     def _stop_if_due(self, step: int, control: Any) -> None:
         monitor = self.unlearner.monitor

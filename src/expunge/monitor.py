@@ -6,6 +6,8 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
-from expunge.stopping import closing_in, forgotten
+from expunge.stopping import all_wanted, closing_in, forgotten
 from expunge.weightings import Stateful, Weighting
 
 STATE_FILE = "expunge_state.json"
@@ -81,6 +83,8 @@ class Monitor:
         self.check, self.check_every = check, check_every
         self.gather, self.agree = gather, agree
         self.state = RunState(identity=dict(identity), code=dict(code or {}))
+        self.clock: Callable[[], float] = time.monotonic
+        self.spare: Callable[[], float] = lambda: math.inf
         self.good = LastGood()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
@@ -354,9 +358,27 @@ class Monitor:
     def _measure(self, model: nn.Module) -> Tensor:
         return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
 
-    def _look(self, step: int) -> Check:
+    def look(self, step: int) -> Check:
+        """A look at some forget records, and at all where these say that the run may end.
+
+        Where time does not allow the second the first is not met: it did not see the others.
+        """
         assert self.check is not None
-        found: Check = self.agree(self.check(step))
+        before, leaks_first = self.state.checks, self.method.leaks_first
+        lead = next((check.lead for check in reversed(before) if check.lead is not None), 0.0)
+        started = self.clock()
+        found: Check = self.agree(self.check(step, remained=self.remaining, lead=lead))
+        if not all_wanted(found, before, leaks_first=leaks_first):
+            return found
+        assert found.rows is not None
+        assert found.of is not None
+        needed = (self.clock() - started) * found.of / found.rows
+        if not self.agree(needed <= self.spare()):
+            return found.model_copy(update={"met": False})
+        return self.agree(self.check(step, whole=True))  # type: ignore[no-any-return]
+
+    def _look(self, step: int) -> Check:
+        found = self.look(step)
         self.state.checks.append(found)
         return found
 

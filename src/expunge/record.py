@@ -125,9 +125,21 @@ class Check(Entry):
     remaining: list[int] = Field(
         [],
         description="forget rows, from 0, that were reproduced or not looked at, where the mean NLL has "
-        "reached the control's and the leak has not; empty elsewhere, and where too few were looked at",
+        "reached the control's and the leak has not; empty elsewhere, and where too few can be looked at",
+    )
+    rows: int | None = Field(None, description="forget rows looked at")
+    of: int | None = Field(None, description="rows of the forget set")
+    lead: float | None = Field(
+        None,
+        description="of a look at all rows: how much nearer the goal those were that every look reads, in "
+        "nats (swaps: in preference). A look at these alone is corrected by it, and has none",
     )
     met: bool
+
+    @property
+    def partial(self) -> bool:
+        """Whether some rows were looked at, and speak for all."""
+        return self.rows is not None and self.lead is None
 
 
 class Stop(Entry):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,55 +64,134 @@ class RetainBudget:
         )
 
 
+@dataclass(frozen=True)
+class Looked:
+    """Which forget rows a look read.
+
+    A look at some rows speaks for all by the difference estimator: what it finds at the usual rows, less what
+    these were nearer the goal than all when all were last read.
+
+    Args:
+        numbers: Rows of the forget set, in the order of their scores: the usual ones first.
+        usual: How many of them every look reads.
+        total: Rows of the forget set.
+        whole: Whether this is all that can be read.
+        remained: Rows that the look before named as still reproduced.
+        lead: `Check.lead` of the last look at all.
+    """
+
+    numbers: Sequence[int]
+    usual: int
+    total: int
+    whole: bool = True
+    remained: Sequence[int] = ()
+    lead: float = 0.0
+
+    def told(self, lead: float) -> dict[str, Any]:
+        """What a check says about it."""
+        return {"rows": len(self.numbers), "of": self.total, "lead": lead if self.whole else None}
+
+
 def against_holdout(
     step: int,
     forget: Sequence[TokenScores],
     holdout: Sequence[TokenScores],
     *,
     control: Literal["holdout", "synthetic"] = "holdout",
-    numbers: Sequence[int] = (),
-    total: int = 0,
+    looked: Looked | None = None,
 ) -> Check:
     """Forgotten when forget rows are as unlikely, and as seldom reproduced, as rows never seen.
 
     Args:
         step: Optimizer steps taken.
         forget: Scores of forget rows.
-        holdout: Scores of rows of the same kind that the model has never seen.
+        holdout: Scores of rows of the same kind that the model has never seen; made ones are in the order of
+            the forget rows, and there is one for each usual row at least.
         control: Whether these were given or made. What is made borrows known names, and is a little too
             likely: there the upper end of its mean's 95 % bootstrap interval counts.
-        numbers: Which rows of the forget set these are; without them the look does not say which remain.
-        total: Rows of the forget set.
+        looked: Which rows of the forget set these are; without it they are all.
     """
-    nll, unseen_nll = _mean_nll(forget), _mean_nll(holdout)
-    if control == "synthetic":
-        unseen_nll = intervals.mean([score.nll for score in holdout]).high
-    leak, control_leak = _leak(forget), _leak(holdout)
-    leaks_alone = nll >= unseen_nll and leak > control_leak
-    return Check(
+    looked = looked or Looked(range(len(forget)), len(forget), len(forget))
+    usual, made = forget[: looked.usual], control == "synthetic"
+    bar = _bar(holdout[: looked.usual] if made else holdout, made)
+    nll, lead = _mean_nll(usual) - looked.lead, 0.0
+    if looked.whole:
+        ahead = _mean_nll(usual) - bar
+        nll, bar = _mean_nll(forget), _bar(holdout, made)
+        lead = ahead - (nll - bar)
+    leaks = sum(score.reproduced for score in forget)
+    found = Check(
         step=step,
         forget_nll=nll,
-        forget_leak=leak,
+        # but for those that remained no row was reproduced when all were looked at
+        forget_leak=leaks / (looked.total if looked.remained and not looked.whole else len(forget)),
         control=control,
-        control_nll=unseen_nll,
-        control_leak=control_leak,
-        remaining=_remaining(forget, numbers, total) if leaks_alone else [],
-        met=nll >= unseen_nll and leak <= control_leak,
+        control_nll=bar,
+        control_leak=_leak(holdout),
+        met=False,
+        **looked.told(lead),
     )
+    if not found.forget_nll >= found.control_nll:  # nor where one is not a number
+        return found
+    if leaks_alone(found):
+        return found.model_copy(update={"remaining": _remaining(forget, looked)})
+    return found.model_copy(update={"met": True})
 
 
-def _remaining(forget: Sequence[TokenScores], numbers: Sequence[int], total: int) -> list[int]:
-    """Rows of the forget set but for those that were looked at and are not reproduced.
+def leaks_alone(check: Check) -> bool:
+    """Whether forget rows are as unlikely as rows never seen, and reproduced more often all the same."""
+    if check.control == "swap" or check.control_leak is None:
+        return False
+    return check.forget_nll >= check.control_nll and check.forget_leak > check.control_leak
 
-    None where more than a tenth was not looked at: these would be drawn more often, unseen by any look.
+
+def all_wanted(check: Check, before: Sequence[Check], *, leaks_first: bool) -> bool:
+    """Whether a look at some rows is to be followed by one at all.
+
+    It is where these say that the run may end, and, for a method that draws leaks alone, where these are all
+    that is left to do: a look at all names them. That is of no use where the last one could name none.
+
+    Args:
+        check: The look at some rows.
+        before: Earlier looks.
+        leaks_first: As of the method.
     """
-    if not numbers or 10 * (total - len(numbers)) > total:
+    if not check.partial or check.met:
+        return check.partial
+    if not (leaks_first and leaks_alone(check)) or check.remaining:
+        return False
+    last = next((found for found in reversed(before) if found.lead is not None), None)
+    return last is None or not leaks_alone(last) or bool(last.remaining)
+
+
+def _bar(holdout: Sequence[TokenScores], made: bool) -> float:
+    """The NLL to be reached."""
+    return intervals.mean([score.nll for score in holdout]).high if made else _mean_nll(holdout)
+
+
+def _remaining(forget: Sequence[TokenScores], looked: Looked) -> list[int]:
+    """Rows of the forget set that are reproduced, with those that nobody has looked at.
+
+    None where more than a tenth was not looked at: these would be drawn more often, unseen by any look. A
+    look at some rows adds those that slipped back to what remained.
+    """
+    found = {n: score.reproduced for n, score in zip(looked.numbers, forget, strict=True)}
+    if not looked.whole:
+        asked = {*looked.remained, *found} if looked.remained else set()
+    elif 10 * (looked.total - len(found)) > looked.total:
         return []
-    found = {n for n, score in zip(numbers, forget, strict=True) if not score.reproduced}
-    return [n for n in range(total) if n not in found]
+    else:
+        asked = set(range(looked.total))
+    return sorted(n for n in asked if found.get(n, True))
 
 
-def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequence[TokenScores]]) -> Check:
+def against_swaps(
+    step: int,
+    forget: Sequence[TokenScores],
+    swaps: Sequence[Sequence[TokenScores]],
+    *,
+    looked: Looked | None = None,
+) -> Check:
     """Forgotten when a true response is no likelier than other records' responses to its prompt.
 
     Likelihood is per token (length-normalised). Records without a swap do not count.
@@ -121,24 +200,33 @@ def against_swaps(step: int, forget: Sequence[TokenScores], swaps: Sequence[Sequ
         step: Optimizer steps taken.
         forget: Scores of forget rows.
         swaps: For each forget row, scores of other records' responses under its prompt.
+        looked: Which rows of the forget set these are; without it they are all.
 
     Raises:
-        ValueError: No row has a swap.
+        ValueError: No usual row has a swap.
     """
-    pairs = [(true.nll, other.nll) for true, others in zip(forget, swaps, strict=True) for other in others]
-    if not pairs:
-        raise ValueError("`swaps` must hold at least one swapped response; got none.")
-    true_nll, other_nll = np.array(pairs).T
-    preference = float(np.mean(true_nll < other_nll))
+    looked = looked or Looked(range(len(forget)), len(forget), len(forget))
+    usual = _preference(forget[: looked.usual], swaps[: looked.usual])
+    preference = _preference(forget, swaps) if looked.whole else min(1.0, max(0.0, usual + looked.lead))
     return Check(
         step=step,
         forget_nll=_mean_nll(forget),
         forget_leak=_leak(forget),
         control="swap",
-        control_nll=float(other_nll.mean()),
+        control_nll=_mean_nll([other for others in swaps for other in others]),
         preference=preference,
         met=preference <= 0.5,
+        **looked.told(preference - usual),
     )
+
+
+def _preference(forget: Sequence[TokenScores], swaps: Sequence[Sequence[TokenScores]]) -> float:
+    """Share of pairs in which the true response is likelier."""
+    pairs = [(true.nll, other.nll) for true, others in zip(forget, swaps, strict=True) for other in others]
+    if not pairs:
+        raise ValueError("`swaps` must hold at least one swapped response; got none.")
+    true_nll, other_nll = np.array(pairs).T
+    return float(np.mean(true_nll < other_nll))
 
 
 def closing_in(checks: Sequence[Check], interval: int) -> bool:
@@ -190,7 +278,8 @@ def forgotten(check: Check) -> str:
 
 
 def _beside_control(check: Check) -> str:
-    nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}"
+    rows = f" ({check.rows} of {check.of} records)" if check.rows else ""
+    nll = f"forget NLL {check.forget_nll:.2f}, leak {check.forget_leak:.0%}{rows}"
     if check.control == "holdout":
         return (
             f"The forget records look like records never seen: {nll}; "

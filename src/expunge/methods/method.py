@@ -30,8 +30,8 @@ class Method:
         relative_sharpness: ρ of sharpness-aware forget gradients (`defences.sharpness`) as a share of the
             norm of all weights of the model, where settings name no ρ.
         leaks_first: While the forget records are on average as unlikely as their control but some are
-            reproduced all the same, forget rows are drawn from these alone. It takes a look that reads nine
-            rows in ten (`check_rows`) and compares them with a holdout, given or synthetic.
+            reproduced all the same, forget rows are drawn from these alone. A look at all rows names them; it
+            takes a holdout, given or synthetic, that nine rows in ten can be compared with.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent
