@@ -156,7 +156,7 @@ class Looks:
 
 
 def monitor(check, **method) -> Monitor:
-    made = Monitor(conftest.build_model(), ngdiff(**method), [], check, 2, {})
+    made = Monitor(conftest.build_model(), ngdiff(**method), [], check, 5, {})
     made.method = expunge.Method(
         "mine", made.method.objectives, made.method.weighting, leaks_first=made.method.leaks_first
     )
@@ -171,11 +171,10 @@ def test_a_run_ends_on_a_look_at_all():
     ends = [step for step in range(1, 12) if run.state.stop is None and run.after_step(step, 1e-3)]
     assert ends == [9]
     assert looks.asked == [
-        (0, "some"), (2, "some"), (4, "some"), (4, "all"),
-        *((step, "remained") for step in range(5, 10)), (9, "all"),
+        (0, "some"), (5, "some"), (5, "all"), *((step, "remained") for step in range(6, 10)), (9, "all"),
     ]  # fmt: skip
     assert [(check.step, check.remaining) for check in run.state.checks if check.remaining] == [
-        (step, [4]) for step in range(4, 9)
+        (step, [4]) for step in range(5, 9)
     ]
     assert run.state.checks[-1].rows == 6
     assert run.state.stop.reason == "forgotten"
@@ -187,7 +186,7 @@ def test_a_method_that_draws_all_rows_waits_for_all():
     run.begin()
     ends = [step for step in range(1, 12) if run.state.stop is None and run.after_step(step, 1e-3)]
     assert ends == [10]
-    assert [step for step, what in looks.asked if what == "all"] == [4, 6, 8, 10]
+    assert [step for step, what in looks.asked if what == "all"] == [5, 10]
 
 
 def test_what_time_does_not_allow_is_not_met():

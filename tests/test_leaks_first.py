@@ -280,6 +280,20 @@ def test_rows_that_slip_back_are_looked_at_once_more(tokenizer, tmp_path):
     assert looks == [0, 4, 5, 6, 8]
 
 
+def test_rows_that_do_not_give_way_are_looked_at_as_seldom_as_others(tokenizer, tmp_path):
+    run = unlearner(tokenizer, tmp_path, ngdiff(tolerance=1000.0, rows=10), check_every=3, max_steps=14)
+    looks, stuck = [], scripted(2)
+
+    def look(step, **_):
+        looks.append(step)
+        remaining = [1, 3] if step < 9 else [3]
+        return stuck.model_copy(update={"step": step, "remaining": remaining if step else []})
+
+    run.monitor.check = look
+    run.train()
+    assert looks == [0, 3, 4, 5, 6, 9, 10, 11, 12]
+
+
 def test_a_resumed_run_draws_what_the_whole_one_drew(tokenizer, tmp_path):
     """The look that named the rows is in the checkpoint."""
     settings = {"save_strategy": "steps", "save_steps": 3}

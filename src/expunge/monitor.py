@@ -119,8 +119,15 @@ class Monitor:
 
     @property
     def _alone(self) -> bool:
-        """Whether rows are drawn from some alone, or were until the last look: the others may slip back."""
-        return self.method.leaks_first and any(check.remaining for check in self.state.checks[-2:])
+        """Whether rows are drawn from some alone, or were until the last look: the others may slip back.
+
+        Not once as many looks have named the same rows as there are steps between looks: such rows do not
+        give way, and a look at every step tells nothing new.
+        """
+        if not (self.method.leaks_first and any(check.remaining for check in self.state.checks[-2:])):
+            return False
+        recent = self.state.checks[-self.check_every - 1 :]
+        return len(recent) <= self.check_every or any(c.remaining != recent[-1].remaining for c in recent)
 
     def begin(self) -> None:
         """Measure the start, unless a checkpoint brought it along; what is unknown already ends the run."""
@@ -201,7 +208,7 @@ class Monitor:
 
         Forgotten counts only within budget: a met check over budget is looked at again after the first
         reading that is back within it. Near the goal every step is looked at (`closing_in`), and while rows
-        are drawn from `remaining` alone, but for repair steps.
+        are drawn from `remaining` alone, but for repair steps and rows that do not give way.
         """
         if self.state.stop or self.phases:
             return self.state.stop
