@@ -21,6 +21,7 @@ import lume_world
 from conftest import build_model
 from expunge import UsageError, snapshots
 from expunge.deadline import Deadline, rank
+from expunge.looks import Looks
 from expunge.record import Check, Stop
 from expunge.snapshots import INDEX, Snapshots
 from expunge.submission import unlearn
@@ -223,7 +224,12 @@ class FakeRun(Unlearner):
         self.state = SimpleNamespace(global_step=0)  # type: ignore[assignment]
         kept = SimpleNamespace(checks=looks[:1], over_budget=0, stop=None)
         self.monitor = SimpleNamespace(  # type: ignore[assignment]
-            state=kept, check=True, look=looks.__getitem__, agree=lambda value: value, end=self.name_the_end
+            state=kept,
+            check=True,
+            look=looks.__getitem__,
+            looks=Looks(leaks_first=True),
+            agree=lambda value: value,
+            end=self.name_the_end,
         )
 
     def name_the_end(self, step: int, reason: Any, sentence: str) -> None:
@@ -273,6 +279,20 @@ def test_the_clock_ends_the_run_with_time_to_spare(writing: float, steps: int) -
     assert run.now <= 11.0
     assert run.stop is not None
     assert run.stop.sentence == f"The time limit ended the run after step {steps}."
+
+
+def test_looks_at_all_records_are_taken_where_there_is_time_beside_the_reserve() -> None:
+    """A step of 1 s with a look of 4 s, writing of 1 s: 4 s are kept back, the look is not part of them."""
+    run, control = FakeRun([check(i, 0.1 * i, 0.9) for i in range(3)]), SimpleNamespace()
+    deadline = Deadline(run, lambda: None, 20.0, 1.0, lambda: run.now)
+    assert run.monitor.looks.spare() == 20.0 - 2.0
+    deadline.on_step_begin(None, run.state, control)
+    run.now, run.state.global_step, run.monitor.looks.seconds = 5.0, 1, 4.0
+    run.monitor.state.checks.append(run.looks[1])
+    deadline.on_step_end(None, run.state, control)
+    assert deadline.reserve == 4.0
+    assert run.monitor.looks.spare() == 20.0 - 5.0 - 4.0
+    assert run.stop is None
 
 
 # --- what is refused

@@ -15,7 +15,7 @@ from expunge.unlearner import Unlearner
 
 logger = logging.getLogger(__name__)
 
-Rank = tuple[bool, bool, float]
+Rank = tuple[bool, bool, bool, float]
 
 
 def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
@@ -24,7 +24,8 @@ def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
     First that the retain loss is within budget; then that the forget records count as forgotten; then how far
     they are on the way: the mean of how near their NLL has come to the control's and, where pairs are
     compared, of how near the preference for true responses has come to indifference, or else their leak to
-    the control's. More forgetting than the control's is no better.
+    the control's. More forgetting than the control's is no better. Before that comes whether the look knew of
+    all records: what some say before all have been looked at may be too good.
 
     Args:
         check: The look at the forget records; None where the run takes none, and a later state is better.
@@ -32,15 +33,16 @@ def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
         step: Optimizer steps taken.
     """
     if check is None:
-        return within_budget, False, float(step)
+        return within_budget, False, True, float(step)
     if not math.isfinite(check.forget_nll):
-        return False, False, -math.inf
+        return False, False, False, -math.inf
     ways = [min(1.0, check.forget_nll / check.control_nll) if check.control_nll > 0 else 1.0]
     if check.preference is not None:
         ways.append(min(1.0, 2 * (1 - check.preference)))
     elif check.control_leak is not None:
         ways.append(1 - max(0.0, check.forget_leak - check.control_leak))
-    return within_budget, check.met, sum(ways) / len(ways)
+    known = not check.partial or check.lead is not None
+    return within_budget, check.met, known, sum(ways) / len(ways)
 
 
 class Deadline(TrainerCallback):
@@ -68,12 +70,15 @@ class Deadline(TrainerCallback):
         self.unlearner, self.write, self.end, self.clock = unlearner, write, end, clock
         self.best: Rank | None = None
         self.writing, self.longest = writing, 0.0
-        self._begun = clock()
-        unlearner.monitor.spare = self._spare
+        self._begun, self._looked = clock(), 0.0
+        unlearner.monitor.looks.spare = lambda: self.end - self.clock() - self.reserve
 
     @property
     def reserve(self) -> float:
-        """Seconds to keep back: twice the longest step, looks included, and twice the longest writing."""
+        """Seconds to keep back: twice the longest step, usual looks included, and twice the longest writing.
+
+        A look at all records is taken where there is time for it beside these.
+        """
         return 2 * self.longest + 2 * self.writing
 
     def offer(self, step: int, found: Rank) -> bool:
@@ -119,11 +124,12 @@ class Deadline(TrainerCallback):
         self._stop_if_due(state.global_step, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._begun = self.clock()
+        self._begun, self._looked = self.clock(), self.unlearner.monitor.looks.seconds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, monitor = state.global_step, self.unlearner.monitor
-        self.longest = max(self.longest, self.clock() - self._begun)
+        at_all = monitor.looks.seconds - self._looked
+        self.longest = max(self.longest, self.clock() - self._begun - at_all)
         every = self.unlearner.args.check_every
         due = bool(every) and step % every == 0
         looked = monitor.state.checks and monitor.state.checks[-1].step == step
@@ -134,10 +140,6 @@ class Deadline(TrainerCallback):
             check = monitor.state.checks[-1] if looked else None
             self.offer(step, rank(check, not monitor.state.over_budget, step))
         self._stop_if_due(step, control)
-
-    def _spare(self) -> float:
-        """Seconds that a look at all records may take: what is left beside two writings."""
-        return self.end - self.clock() - 2 * self.writing
 
     def _stop_if_due(self, step: int, control: Any) -> None:
         monitor = self.unlearner.monitor

@@ -1,6 +1,6 @@
 """The look at the forget records during a run: which rows, against which control, in one scored pass.
 
-Most looks read a fixed sample. Before a run ends as forgotten all records are looked at (`Monitor.look`).
+Most looks read a fixed sample. Before a run ends as forgotten all records are looked at (`looks`).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class ForgetCheck(Protocol):
     """A look at the forget records."""
 
     def __call__(
-        self, step: int, *, remained: Sequence[int] = (), lead: float = 0.0, whole: bool = False
+        self, step: int, *, remained: Sequence[int] = (), last: Check | None = None, whole: bool = False
     ) -> Check:
         """Look at some rows, the same at every look, or at all.
 
         Args:
             step: Optimizer steps taken so far.
-            remained: Rows to look at besides: the last look said that they are still reproduced.
-            lead: `Check.lead` of the last look at all.
+            remained: Rows to look at besides: the look before said that they are still reproduced.
+            last: The last look at all, by which a look at some is corrected.
             whole: Whether to look at all.
         """
         ...
@@ -110,7 +110,7 @@ def _one_set(
     if holdout:
         return _BesideHoldout(forget, chosen, scorer, unseen=sample(holdout, rows, seed))
     beside = _BesideTwins(forget, chosen, scorer, known=known)
-    if 2 * len(beside.usual) >= len(chosen):
+    if 2 * len(beside.comparable(chosen)) >= len(chosen):
         return beside
     swaps = swap_responses(forget, SWAPS, seed)
     return _BesideSwaps(forget, chosen, scorer, swaps=swaps) if any(swaps[i] for i in chosen) else None
@@ -118,16 +118,21 @@ def _one_set(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Turns records into rows, and rows into scores."""
+    """Turns records into rows, each once, and rows into scores."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     settings: CheckSettings
+    known: dict[tuple[str, str], Encoded] = field(default_factory=dict)
 
-    def encoded(self, records: Sequence[Record], name: str = "forget") -> list[Encoded]:
-        return self.settings.encoding.rows(records, self.tokenizer, name=name)
+    def rows(self, records: Sequence[Record], name: str = "forget") -> list[Encoded]:
+        keys = [(record.prompt, record.response) for record in records]
+        new = {key: record for key, record in zip(keys, records, strict=True) if key not in self.known}
+        made = self.settings.encoding.rows([*new.values()], self.tokenizer, name=name)
+        self.known.update(zip(new, made, strict=True))
+        return [self.known[key] for key in keys]
 
-    def scores(self, groups: Sequence[Sequence[Encoded]]) -> list[list[TokenScores]]:
+    def scores(self, *groups: Sequence[Encoded]) -> list[list[TokenScores]]:
         parts = {str(i): Part(rows) for i, rows in enumerate(groups)}
         precision = self.settings.precision
         tables = examine(self.model, self.tokenizer, parts, precision=precision, batch_tokens=BATCH_TOKENS)
@@ -140,32 +145,27 @@ class _Look(ABC):
 
     Args:
         forget: The records.
-        chosen: Numbers of those that are looked at each time.
+        chosen: Numbers of those that are looked at each time, where they can be compared.
         scorer: Scores them.
     """
 
     forget: Records
     chosen: Sequence[int]
     scorer: _Scorer
-    kept: dict[int, Encoded] = field(default_factory=dict)
 
     def __call__(
-        self, step: int, *, remained: Sequence[int] = (), lead: float = 0.0, whole: bool = False
+        self, step: int, *, remained: Sequence[int] = (), last: Check | None = None, whole: bool = False
     ) -> Check:
         total = len(self.forget)
         whole = whole or len(self.chosen) == total
-        further = {*(range(total) if whole else remained)} - {*self.chosen}
-        numbers = [*self.usual, *self.readable(sorted(further))]
-        return self.judged(step, Looked(numbers, len(self.usual), total, whole, remained, lead))
+        usual = self.comparable(self.chosen)
+        besides = sorted({*(range(total) if whole else remained)} - {*self.chosen})
+        numbers = [*usual, *self.comparable(besides)]
+        return self.judged(step, Looked(numbers, len(usual), total, whole, remained, last))
 
-    @property
-    def usual(self) -> Sequence[int]:
-        """Of the chosen rows those that can be compared."""
-        return self.chosen
-
-    def readable(self, numbers: Sequence[int]) -> Sequence[int]:
-        """Of other rows those that can be compared."""
-        return numbers
+    @abstractmethod
+    def comparable(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Those of the records that there is something to compare with."""
 
     @abstractmethod
     def judged(self, step: int, looked: Looked) -> Check:
@@ -173,58 +173,62 @@ class _Look(ABC):
 
     def rows(self, numbers: Sequence[int]) -> list[Encoded]:
         """Forget rows."""
-        new = [n for n in numbers if n not in self.kept]
-        self.kept.update(zip(new, self.scorer.encoded([self.forget[n] for n in new]), strict=True))
-        return [self.kept[n] for n in numbers]
+        return self.scorer.rows([self.forget[n] for n in numbers])
 
 
 @dataclass(frozen=True)
 class _BesideHoldout(_Look):
     """Beside rows never seen."""
 
-    unseen: Sequence[Encoded] = ()
+    unseen: Sequence[Encoded]
+
+    def comparable(self, numbers: Sequence[int]) -> Sequence[int]:
+        return numbers
 
     def judged(self, step: int, looked: Looked) -> Check:
-        true, unseen = self.scorer.scores([self.rows(looked.numbers), self.unseen])
+        true, unseen = self.scorer.scores(self.rows(looked.numbers), self.unseen)
         return against_holdout(step, true, unseen, looked=looked)
 
 
 @dataclass(frozen=True)
 class _BesideTwins(_Look):
-    """Beside records like them about nobody."""
+    """Beside records like them about nobody.
 
-    known: tuple[Sequence[Record], Sequence[Record]] = ((), ())
+    Twins of the records that most looks do not read are made when these are first asked for, and all at once,
+    so that a resumed run has the same.
+    """
 
-    @cached_property
-    def twins(self) -> dict[int, Encoded]:
-        """Of the chosen rows that have one that fits."""
-        return self._twins(self.chosen)
+    known: tuple[Sequence[Record], Sequence[Record]]
 
-    @cached_property
-    def further(self) -> dict[int, Encoded]:
-        """Of all others: made at once, whichever are asked for, so that a resumed run has the same."""
-        return self._twins(sorted({*range(len(self.forget))} - {*self.chosen}))
-
-    @property
-    def usual(self) -> Sequence[int]:
-        return [*self.twins]
-
-    def readable(self, numbers: Sequence[int]) -> Sequence[int]:
-        return [n for n in numbers if n in self.further]
+    def comparable(self, numbers: Sequence[int]) -> Sequence[int]:
+        return [n for n in numbers if self._twin(n) is not None]
 
     def judged(self, step: int, looked: Looked) -> Check:
         compared = looked.numbers if looked.whole else looked.numbers[: looked.usual]
-        invented = [self.twins[n] if n in self.twins else self.further[n] for n in compared]
-        true, others = self.scorer.scores([self.rows(looked.numbers), invented])
-        return against_holdout(step, true, others, control="synthetic", looked=looked)
+        twins = [twin for n in compared if (twin := self._twin(n)) is not None]
+        true, invented = self.scorer.scores(self.rows(looked.numbers), twins)
+        return against_holdout(step, true, invented, control="synthetic", looked=looked)
 
-    def _twins(self, numbers: Sequence[int]) -> dict[int, Encoded]:
-        records, found = [self.forget[n] for n in numbers], dict[int, Encoded]()
+    def _twin(self, number: int) -> Encoded | None:
+        return self._of_chosen[number] if number in self._of_chosen else self._of_others[number]
+
+    @cached_property
+    def _of_chosen(self) -> dict[int, Encoded | None]:
+        return self._invented(self.chosen)
+
+    @cached_property
+    def _of_others(self) -> dict[int, Encoded | None]:
+        return self._invented(sorted({*range(len(self.forget))} - {*self.chosen}))
+
+    def _invented(self, numbers: Sequence[int]) -> dict[int, Encoded | None]:
+        """Of each record its twin as a row; None where there is none that fits."""
+        found: dict[int, Encoded | None] = dict.fromkeys(numbers)
+        records = [self.forget[n] for n in numbers]
         twins = synthetic_holdout(records, *self.known, self.scorer.settings.seed)
         for number, twin in zip(numbers, twins, strict=True):
             if twin is not None:
                 with suppress(UsageError):  # a longer name may not fit; the record does
-                    (found[number],) = self.scorer.encoded([twin], "synthetic holdout")
+                    (found[number],) = self.scorer.rows([twin], "synthetic holdout")
         return found
 
 
@@ -232,12 +236,15 @@ class _BesideTwins(_Look):
 class _BesideSwaps(_Look):
     """Beside other records' responses under their prompts."""
 
-    swaps: Sequence[Sequence[str]] = ()
+    swaps: Sequence[Sequence[str]]
+
+    def comparable(self, numbers: Sequence[int]) -> Sequence[int]:
+        return numbers
 
     def judged(self, step: int, looked: Looked) -> Check:
         asked = [(n, Record(self.forget[n].prompt, r)) for n in looked.numbers for r in self.swaps[n]]
-        others = self.scorer.encoded([record for _, record in asked], "swapped forget")
-        true, scored = self.scorer.scores([self.rows(looked.numbers), others])
+        others = self.scorer.rows([record for _, record in asked], "swapped forget")
+        true, scored = self.scorer.scores(self.rows(looked.numbers), others)
         swapped: dict[int, list[TokenScores]] = {n: [] for n in looked.numbers}
         for (n, _), score in zip(asked, scored, strict=True):
             swapped[n].append(score)

@@ -6,8 +6,6 @@ what a resumed run must know. Knows the Trainer only as a source of events.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from expunge.alike import first_difference
 from expunge.explosion import exploded, finite
 from expunge.forget_check import ForgetCheck
 from expunge.last_good import LastGood
+from expunge.looks import Looks
 from expunge.methods import Method
 from expunge.observation import Batch
 from expunge.own_code import difference
@@ -29,7 +28,7 @@ from expunge.phases import Phases
 from expunge.probe import measure_line, rescale_step, row_losses, row_tokens
 from expunge.record import Check, Probe, Step, Stop, write_atomically
 from expunge.step_sizes import Proposal, standard_error, weighted_mean
-from expunge.stopping import all_wanted, closing_in, forgotten
+from expunge.stopping import closing_in, forgotten
 from expunge.weightings import Stateful, Weighting
 
 STATE_FILE = "expunge_state.json"
@@ -83,8 +82,7 @@ class Monitor:
         self.check, self.check_every = check, check_every
         self.gather, self.agree = gather, agree
         self.state = RunState(identity=dict(identity), code=dict(code or {}))
-        self.clock: Callable[[], float] = time.monotonic
-        self.spare: Callable[[], float] = lambda: math.inf
+        self.looks = Looks(method.leaks_first, agree)
         self.good = LastGood()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.phases = Phases(method.merge, trained) if method.merge else None
@@ -143,7 +141,7 @@ class Monitor:
             if self.method.budget and (self.phases or anchored):
                 # a merge is read at its end alone; an anchored run may be over budget already
                 self._read(0, 0.0)
-        if self.check and self.check_every and not self.state.checks and self._look(0).met:
+        if self.check and self.check_every and not self.state.checks and self._note_look(0).met:
             reason = f"There was nothing to forget. {forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
 
@@ -225,12 +223,16 @@ class Monitor:
         alone = self._alone and not self.state.repairing
         near = closing_in(self.state.checks, self.check_every) or alone
         due = step % self.check_every == 0 or waiting or near
-        if not (due and self._look(step).met):
+        if not (due and self._note_look(step).met):
             return None
         if budget and not reading:
             self._read(step, rate)
         if self.state.over_budget:
             return None
+        if self.state.checks[-1].partial:  # taken while over budget
+            self.state.checks.pop()
+            if not self._note_look(step).met:
+                return None
         return self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
     def diverged(self, step: int, sentence: str = "A loss, gradient or weight was not finite") -> None:
@@ -319,7 +321,7 @@ class Monitor:
                 f"above its start; at {coefficient:g} it was {last.retain_loss:.3f}."
             )
             self.end(step, "retain-budget", sentence)
-        elif self.check and self.check_every and self._look(step).met:
+        elif self.check and self.check_every and self._note_look(step).met:
             self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
@@ -366,25 +368,12 @@ class Monitor:
         return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
 
     def look(self, step: int) -> Check:
-        """A look at some forget records, and at all where these say that the run may end.
-
-        Where time does not allow the second the first is not met: it did not see the others.
-        """
+        """A look at the forget records, as the run stands; looks of later steps do not count."""
         assert self.check is not None
-        before, leaks_first = self.state.checks, self.method.leaks_first
-        lead = next((check.lead for check in reversed(before) if check.lead is not None), 0.0)
-        started = self.clock()
-        found: Check = self.agree(self.check(step, remained=self.remaining, lead=lead))
-        if not all_wanted(found, before, leaks_first=leaks_first):
-            return found
-        assert found.rows is not None
-        assert found.of is not None
-        needed = (self.clock() - started) * found.of / found.rows
-        if not self.agree(needed <= self.spare()):
-            return found.model_copy(update={"met": False})
-        return self.agree(self.check(step, whole=True))  # type: ignore[no-any-return]
+        before = [check for check in self.state.checks if check.step <= step]
+        return self.looks.take(self.check, step, before, may_end=not self.state.over_budget)
 
-    def _look(self, step: int) -> Check:
+    def _note_look(self, step: int) -> Check:
         found = self.look(step)
         self.state.checks.append(found)
         return found

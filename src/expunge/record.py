@@ -109,8 +109,13 @@ class Check(Entry):
     """One look at whether the forget records are forgotten already."""
 
     step: int
-    forget_nll: float
-    forget_leak: float = Field(description="share of forget responses that are reproduced exactly")
+    forget_nll: float = Field(
+        description="mean NLL of forget responses; of a look at some rows what these say of all, less `lead`"
+    )
+    forget_leak: float = Field(
+        description="share of forget responses that are reproduced exactly; once a look at all has named "
+        "those that are, a look at some reads these besides, and takes all others for gone"
+    )
     control: Literal["holdout", "synthetic", "swap"]
     control_nll: float = Field(
         description="NLL of the holdout, of swapped responses to the prompts, or the upper end of that of a "
@@ -124,22 +129,30 @@ class Check(Entry):
     earlier_leak: float | None = Field(None, description="share of these that are reproduced exactly")
     remaining: list[int] = Field(
         [],
-        description="forget rows, from 0, that were reproduced or not looked at, where the mean NLL has "
-        "reached the control's and the leak has not; empty elsewhere, and where too few can be looked at",
+        description="forget rows, from 0, that were reproduced, where the mean NLL has reached the control's "
+        "and the leak has not; empty elsewhere, and until a look at all rows has named them",
     )
     rows: int | None = Field(None, description="forget rows looked at")
     of: int | None = Field(None, description="rows of the forget set")
+    whole: bool | None = Field(
+        None, description="whether these are all that can be compared; otherwise they speak for all"
+    )
     lead: float | None = Field(
         None,
-        description="of a look at all rows: how much nearer the goal those were that every look reads, in "
-        "nats (swaps: in preference). A look at these alone is corrected by it, and has none",
+        description="how much nearer the goal than all rows those were that every look reads, when all were "
+        "last looked at: in nats, beside swaps in preference. None before that",
     )
     met: bool
 
     @property
     def partial(self) -> bool:
         """Whether some rows were looked at, and speak for all."""
-        return self.rows is not None and self.lead is None
+        return self.whole is False
+
+    @property
+    def ahead(self) -> float:
+        """How far forget records are beyond their control, in nats; below 0 there is a way to go."""
+        return self.forget_nll - self.control_nll
 
 
 class Stop(Entry):

@@ -6,6 +6,7 @@ a Trainer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,15 +70,15 @@ class Looked:
     """Which forget rows a look read.
 
     A look at some rows speaks for all by the difference estimator: what it finds at the usual rows, less what
-    these were nearer the goal than all when all were last read.
+    these were nearer the goal than all when all were last looked at.
 
     Args:
         numbers: Rows of the forget set, in the order of their scores: the usual ones first.
         usual: How many of them every look reads.
         total: Rows of the forget set.
-        whole: Whether this is all that can be read.
-        remained: Rows that the look before named as still reproduced.
-        lead: `Check.lead` of the last look at all.
+        whole: Whether these are all that can be compared.
+        remained: Those that the look before named as still reproduced.
+        last: The last look at all.
     """
 
     numbers: Sequence[int]
@@ -85,11 +86,24 @@ class Looked:
     total: int
     whole: bool = True
     remained: Sequence[int] = ()
-    lead: float = 0.0
+    last: Check | None = None
 
-    def told(self, lead: float) -> dict[str, Any]:
-        """What a check says about it."""
-        return {"rows": len(self.numbers), "of": self.total, "lead": lead if self.whole else None}
+    @property
+    def lead(self) -> float | None:
+        """Of the last look at all."""
+        return self.last.lead if self.last else None
+
+    @property
+    def known(self) -> int:
+        """Rows of which it is known whether they are reproduced: no others than remained were, of all."""
+        if not self.remained or self.whole:
+            return len(self.numbers)
+        return (self.last.rows if self.last else None) or self.total
+
+    def told(self, lead: float | None) -> dict[str, Any]:
+        """What a check says about it; a lead that is no number would spoil all later looks."""
+        finite = lead if lead is not None and math.isfinite(lead) else None
+        return {"rows": len(self.numbers), "of": self.total, "whole": self.whole, "lead": finite}
 
 
 def against_holdout(
@@ -113,76 +127,56 @@ def against_holdout(
     """
     looked = looked or Looked(range(len(forget)), len(forget), len(forget))
     usual, made = forget[: looked.usual], control == "synthetic"
+    lead, control_leak = looked.lead, _leak(holdout)
     bar = _bar(holdout[: looked.usual] if made else holdout, made)
-    nll, lead = _mean_nll(usual) - looked.lead, 0.0
     if looked.whole:
         ahead = _mean_nll(usual) - bar
         nll, bar = _mean_nll(forget), _bar(holdout, made)
         lead = ahead - (nll - bar)
-    leaks = sum(score.reproduced for score in forget)
+    else:
+        nll = _mean_nll(usual) - (lead or 0.0)
+        if made and looked.last and looked.last.control_leak is not None:
+            control_leak = looked.last.control_leak  # of all made records, as the leak is of all real ones
+    reproduced = sorted(n for n, score in zip(looked.numbers, forget, strict=True) if score.reproduced)
     found = Check(
         step=step,
         forget_nll=nll,
-        # but for those that remained no row was reproduced when all were looked at
-        forget_leak=leaks / (looked.total if looked.remained and not looked.whole else len(forget)),
+        forget_leak=len(reproduced) / looked.known,
         control=control,
         control_nll=bar,
-        control_leak=_leak(holdout),
+        control_leak=control_leak,
         met=False,
         **looked.told(lead),
     )
-    if not found.forget_nll >= found.control_nll:  # nor where one is not a number
-        return found
     if leaks_alone(found):
-        return found.model_copy(update={"remaining": _remaining(forget, looked)})
-    return found.model_copy(update={"met": True})
+        named = looked.whole or looked.remained
+        return found.model_copy(update={"remaining": reproduced if named else []})
+    return found.model_copy(update={"met": nll >= bar})
 
 
 def leaks_alone(check: Check) -> bool:
     """Whether forget rows are as unlikely as rows never seen, and reproduced more often all the same."""
     if check.control == "swap" or check.control_leak is None:
         return False
-    return check.forget_nll >= check.control_nll and check.forget_leak > check.control_leak
+    return check.ahead >= 0 and check.forget_leak > check.control_leak
 
 
-def all_wanted(check: Check, before: Sequence[Check], *, leaks_first: bool) -> bool:
+def all_wanted(check: Check, *, leaks_first: bool) -> bool:
     """Whether a look at some rows is to be followed by one at all.
 
-    It is where these say that the run may end, and, for a method that draws leaks alone, where these are all
-    that is left to do: a look at all names them. That is of no use where the last one could name none.
+    It is where these say that the run may end, and, for a method that draws leaks alone, where leaks are all
+    that is left and nobody has named them.
 
     Args:
         check: The look at some rows.
-        before: Earlier looks.
         leaks_first: As of the method.
     """
-    if not check.partial or check.met:
-        return check.partial
-    if not (leaks_first and leaks_alone(check)) or check.remaining:
-        return False
-    last = next((found for found in reversed(before) if found.lead is not None), None)
-    return last is None or not leaks_alone(last) or bool(last.remaining)
+    return check.partial and (check.met or (leaks_first and leaks_alone(check) and not check.remaining))
 
 
 def _bar(holdout: Sequence[TokenScores], made: bool) -> float:
     """The NLL to be reached."""
     return intervals.mean([score.nll for score in holdout]).high if made else _mean_nll(holdout)
-
-
-def _remaining(forget: Sequence[TokenScores], looked: Looked) -> list[int]:
-    """Rows of the forget set that are reproduced, with those that nobody has looked at.
-
-    None where more than a tenth was not looked at: these would be drawn more often, unseen by any look. A
-    look at some rows adds those that slipped back to what remained.
-    """
-    found = {n: score.reproduced for n, score in zip(looked.numbers, forget, strict=True)}
-    if not looked.whole:
-        asked = {*looked.remained, *found} if looked.remained else set()
-    elif 10 * (looked.total - len(found)) > looked.total:
-        return []
-    else:
-        asked = set(range(looked.total))
-    return sorted(n for n in asked if found.get(n, True))
 
 
 def against_swaps(
@@ -206,8 +200,13 @@ def against_swaps(
         ValueError: No usual row has a swap.
     """
     looked = looked or Looked(range(len(forget)), len(forget), len(forget))
-    usual = _preference(forget[: looked.usual], swaps[: looked.usual])
-    preference = _preference(forget, swaps) if looked.whole else min(1.0, max(0.0, usual + looked.lead))
+    preference = usual = _preference(forget[: looked.usual], swaps[: looked.usual])
+    lead = looked.lead
+    if looked.whole:
+        preference = _preference(forget, swaps)
+        lead = preference - usual
+    elif lead is not None:
+        preference = min(1.0, max(0.0, usual + lead))
     return Check(
         step=step,
         forget_nll=_mean_nll(forget),
@@ -216,7 +215,7 @@ def against_swaps(
         control_nll=_mean_nll([other for others in swaps for other in others]),
         preference=preference,
         met=preference <= 0.5,
-        **looked.told(preference - usual),
+        **looked.told(lead),
     )
 
 
@@ -233,7 +232,8 @@ def closing_in(checks: Sequence[Check], interval: int) -> bool:
     """Whether the control will be reached before the next look, at the pace of the last two.
 
     Forgetting gathers speed, and what goes past the goal takes retained records along; so then every step
-    wants a look of its own. Swapped responses grow unlikely as fast and tell no such distance.
+    wants a look of its own. Swapped responses grow unlikely as fast and tell no such distance. The pace is
+    that of the rows that both looks read.
 
     Args:
         checks: Looks so far.
@@ -244,8 +244,9 @@ def closing_in(checks: Sequence[Check], interval: int) -> bool:
     before, last = checks[-2:]
     if before.control != last.control or last.control == "swap":
         return False
-    steps, distance = last.step - before.step, last.control_nll - last.forget_nll
-    return steps > 0 and 0 < distance * steps <= (last.forget_nll - before.forget_nll) * interval
+    steps = last.step - before.step
+    gain = (last.ahead + (last.lead or 0)) - (before.ahead + (before.lead or 0))
+    return steps > 0 and 0 < -last.ahead * steps <= gain * interval
 
 
 def with_earlier(check: Check, earlier: Check, start: Check) -> Check:

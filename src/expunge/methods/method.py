@@ -31,7 +31,7 @@ class Method:
             norm of all weights of the model, where settings name no ρ.
         leaks_first: While the forget records are on average as unlikely as their control but some are
             reproduced all the same, forget rows are drawn from these alone. A look at all rows names them; it
-            takes a holdout, given or synthetic, that nine rows in ten can be compared with.
+            takes a holdout, given or synthetic.
 
     Example:
         >>> from expunge.objectives import NLL, Ascent

@@ -190,6 +190,8 @@ def _of_checks(record: RunRecord) -> Panel | None:
         return None
     title = "Forget against " + next(words for kind, words in _NEVER_SEEN.items() if kind in kinds)
     caption = "Negative log-likelihood of the responses at each check; the run may stop when the lines meet."
+    if any(check.partial for check in record.checks):
+        caption += " Most checks read some of the forget records, and speak for all."
     figure = draw(_WIDTH, _HEIGHT)
     axes = figure.axes[0]
     _plot(axes, lines)
