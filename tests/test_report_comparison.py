@@ -88,6 +88,8 @@ def test_the_page_shows_every_setting_and_links_every_run():
     trials = {row[0].strip(): row for row in texts.rows if len(row) == 6}
     assert trials["kl-min-seed2"][-1].strip() == "diverged, no modelThe losses are no longer finite."
     assert "out of memory | [x]" in trials["rmu-seed0"][-1]
+    sources = {row[0]: [cell.split() for cell in row[1:]] for row in texts.rows if len(row) == 4}
+    assert [cell[0] for cell in sources["code of rmu"]] == ["my_losses.py", "–", "ab" * 32]
 
 
 def test_the_picture_draws_front_and_the_rest_apart():

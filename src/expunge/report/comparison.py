@@ -166,6 +166,7 @@ def _view(comparison: Comparison) -> dict[str, Any]:
         "trials": list(_trials(comparison)),
         "distance": DISTANCE,
         "distance_known": any(setting.distance for setting in comparison.settings),
+        "code": sorted({(trial.method, *item) for trial in comparison.trials for item in trial.code.items()}),
         "disk": _disk(comparison),
         "machine": list(machine(comparison.environment)) if comparison.environment else [],
     }
