@@ -80,8 +80,10 @@ def test_beside_made_records_the_lead_is_in_the_distance(nlls, data):
     found = against_holdout(
         2, rows[:2], made[:2], control="synthetic", looked=some(2, len(rows), whole)
     )  # fmt: skip
-    assert found.control_nll == intervals.mean([one.nll for one in made[:2]]).high
+    assert found.control_nll == whole.control_nll
     assert found.ahead == pytest.approx(whole.ahead, abs=1e-9)
+    first = against_holdout(0, rows[:2], made[:2], control="synthetic", looked=some(2, len(rows), None))
+    assert first.control_nll == intervals.mean([one.nll for one in made[:2]]).high
 
 
 def test_beside_made_records_leaks_are_compared_with_those_of_all():
@@ -165,7 +167,8 @@ def seen(**told: object) -> Check:
     ],
 )  # fmt: skip
 def test_all_are_looked_at_where_some_say_that_it_may_be_over(check, leaks_first, wanted):
-    assert all_wanted(check, leaks_first=leaks_first) is wanted
+    assert all_wanted(check, leaks_first=leaks_first, may_end=True) is wanted
+    assert all_wanted(check, leaks_first=leaks_first, may_end=False) is (wanted and not check.met)
 
 
 def test_the_sentence_says_how_many_were_looked_at():
@@ -179,6 +182,8 @@ def test_a_state_that_all_were_asked_about_is_better_than_one_that_some_praise()
     known = rank(seen(forget_nll=4.5, forget_leak=0.01, whole=True, rows=500, lead=0.1), True, 25)
     later = rank(seen(forget_nll=4.6, forget_leak=0.002, lead=0.1), True, 26)
     assert praised < known < later
+    unasked = seen(forget_nll=4.5, forget_leak=0.0, met=True)  # by some, while over budget
+    assert rank(unasked, True, 30) < known
 
 
 # --- the run
@@ -266,9 +271,41 @@ def test_looks_of_later_steps_do_not_count():
     looks = Scripted()
     run = monitor(looks)
     run.state.checks = [seen(step=2, forget_nll=0.1), seen(step=8, remaining=[4], whole=True, lead=0.1)]
-    run.look(3)
-    run.look(8)
+    run.look(3, may_end=True)
+    run.look(8, may_end=True)
     assert looks.asked == [(3, "some"), (8, "remained")]
+
+
+def test_rows_that_were_named_are_read_until_all_are_asked_again():
+    """Also after a step at which all stood below the control, and named none."""
+    looks, script = Looks(leaks_first=True), Scripted()
+    named = seen(step=5, whole=True, lead=0.0, rows=6, of=6, remaining=[4])
+    slipped = seen(step=6, forget_nll=3.9)
+    found = looks.take(script, 7, [named, slipped], may_end=True)
+    assert (script.asked, found.remaining) == ([(7, "remained")], [4])
+    asked_again = seen(step=6, forget_nll=3.9, whole=True, lead=0.0)
+    looks.take(script, 7, [named, asked_again], may_end=True)
+    assert script.asked[1:] == [(7, "some"), (7, "all")]
+
+
+def test_a_run_that_begins_over_budget_asks_all_whether_there_is_anything_to_forget():
+    """Two rows are unknown from the start, and the fifth is known."""
+    looks = Scripted()
+    run = monitor(lambda step, **how: looks(step + 4, **how))
+    run.state.over_budget = 1
+    run.begin()
+    assert run.state.stop is None
+    assert looks.asked == [(4, "some"), (4, "all")]
+
+
+def test_many_rows_drawn_alone_are_looked_at_as_seldom_as_others():
+    run = monitor(Scripted())
+    run.state.checks = [seen(step=5, whole=True, lead=0.0, remaining=[*range(65)])]
+    assert run.after_step(6, 1e-3) is None
+    assert len(run.state.checks) == 1
+    run.state.checks = [seen(step=5, whole=True, lead=0.0, remaining=[*range(5)])]
+    assert run.after_step(6, 1e-3) is None
+    assert len(run.state.checks) == 2
 
 
 def test_what_time_does_not_allow_is_not_met():

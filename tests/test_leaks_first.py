@@ -329,6 +329,8 @@ def test_the_page_says_how_many_steps_were_drawn_so():
     assert course(made).narrowed == 3  # steps 3, 4 and 5
     assert ", 3 with none but the forget records that were still reproduced" in " ".join(render(made).split())
     assert not course(made.model_copy(update={"configuration": {}})).narrowed
+    seldom = made.model_copy(update={"checks": [looks[0], looks[1], looks[4]]})
+    assert course(seldom).narrowed == 3  # until the next look says otherwise
 
 
 def test_repair_steps_are_not_looked_at_for_it(tokenizer, tmp_path):

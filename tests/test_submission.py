@@ -226,7 +226,7 @@ class FakeRun(Unlearner):
         self.monitor = SimpleNamespace(  # type: ignore[assignment]
             state=kept,
             check=True,
-            look=looks.__getitem__,
+            look=lambda step, **_: looks[step],
             looks=Looks(leaks_first=True),
             agree=lambda value: value,
             end=self.name_the_end,
@@ -293,6 +293,13 @@ def test_looks_at_all_records_are_taken_where_there_is_time_beside_the_reserve()
     assert deadline.reserve == 4.0
     assert run.monitor.looks.spare() == 20.0 - 5.0 - 4.0
     assert run.stop is None
+    deadline.on_step_begin(None, run.state, control)
+    run.now, run.monitor.looks.seconds = 10.0, 8.0  # the same once more, and it names rows
+    named = run.looks[1].model_copy(update={"step": 2, "remaining": [1]})
+    run.monitor.state.checks.append(named)
+    run.state.global_step = 2
+    deadline.on_step_end(None, run.state, control)
+    assert deadline.longest == 5.0
 
 
 # --- what is refused

@@ -42,7 +42,7 @@ def rank(check: Check | None, within_budget: bool, step: int) -> Rank:
     elif check.control_leak is not None:
         ways.append(1 - max(0.0, check.forget_leak - check.control_leak))
     known = not check.partial or check.lead is not None
-    return within_budget, check.met, known, sum(ways) / len(ways)
+    return within_budget, check.met and not check.partial, known, sum(ways) / len(ways)
 
 
 class Deadline(TrainerCallback):
@@ -77,7 +77,8 @@ class Deadline(TrainerCallback):
     def reserve(self) -> float:
         """Seconds to keep back: twice the longest step, usual looks included, and twice the longest writing.
 
-        A look at all records is taken where there is time for it beside these.
+        A look at all records is taken where there is time for it beside these; one that names rows, which the
+        next looks read, too, counts as part of its step.
         """
         return 2 * self.longest + 2 * self.writing
 
@@ -117,7 +118,7 @@ class Deadline(TrainerCallback):
         step = self.unlearner.state.global_step if restored is None else restored
         look = next((check for check in reversed(monitor.state.checks) if check.step == step), None)
         if look is None and monitor.check is not None:
-            look = monitor.look(step)
+            look = monitor.look(step, may_end=restored is not None or not monitor.state.over_budget)
         return self.offer(step, rank(look, restored is not None or not monitor.state.over_budget, step))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -128,7 +129,9 @@ class Deadline(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, monitor = state.global_step, self.unlearner.monitor
-        at_all = monitor.looks.seconds - self._looked
+        checks = monitor.state.checks
+        named = bool(checks and checks[-1].remaining)  # the next look reads these, and takes as long at most
+        at_all = 0.0 if named else monitor.looks.seconds - self._looked
         self.longest = max(self.longest, self.clock() - self._begun - at_all)
         every = self.unlearner.args.check_every
         due = bool(every) and step % every == 0

@@ -1,6 +1,7 @@
 """The look at the forget records during a run: which rows, against which control, in one scored pass.
 
-Most looks read a fixed sample. Before a run ends as forgotten all records are looked at (`looks`).
+Most looks read a fixed sample. Before a run ends as forgotten, all records that can be compared are looked at
+(`looks`).
 """
 
 from __future__ import annotations

@@ -46,11 +46,10 @@ class Looks:
             before: Earlier looks.
             may_end: Whether the run may end here; otherwise what some say is not asked of all.
         """
-        last = next((found for found in reversed(before) if found.whole and found.lead is not None), None)
-        remained = before[-1].remaining if before else []
+        last, remained = _known(before)
         started = self.clock()
         found: Check = self.agree(check(step, remained=remained, last=last))
-        if not (may_end and all_wanted(found, leaks_first=self.leaks_first)):
+        if not all_wanted(found, leaks_first=self.leaks_first, may_end=may_end):
             return found
         needed = (self.clock() - started) * (found.of or 0) / (found.rows or 1)
         if not self.agree(needed <= self.spare()):
@@ -59,3 +58,16 @@ class Looks:
         found = self.agree(check(step, whole=True))
         self.seconds += self.clock() - started
         return found
+
+
+def _known(before: Sequence[Check]) -> tuple[Check | None, list[int]]:
+    """The last look at all, and the rows that were named last, by it or since.
+
+    Where all slip below the control for a step, the rows that were reproduced are not forgotten.
+    """
+    remained: list[int] = []
+    for check in reversed(before):
+        remained = remained or check.remaining
+        if check.whole and check.lead is not None:
+            return check, remained
+    return None, remained

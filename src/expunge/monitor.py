@@ -33,6 +33,9 @@ from expunge.weightings import Stateful, Weighting
 
 STATE_FILE = "expunge_state.json"
 
+FEW = 64
+"""Rows drawn alone at most while every step is looked at: more take many steps, and a look at them long."""
+
 
 class RunState(BaseModel):
     """What a run has measured and decided so far; saved with every checkpoint."""
@@ -117,14 +120,15 @@ class Monitor:
 
     @property
     def _alone(self) -> bool:
-        """Whether rows are drawn from some alone, or were until the last look: the others may slip back.
+        """Whether rows are drawn from few alone, or were until the last look: the others may slip back.
 
-        Not once as many looks have named the same rows as there are steps between looks: such rows do not
-        give way, and a look at every step tells nothing new.
+        Not once more looks have named the same rows than there are steps between looks: such rows do not give
+        way, and a look at every step tells nothing new.
         """
-        if not (self.method.leaks_first and any(check.remaining for check in self.state.checks[-2:])):
+        checks = self.state.checks
+        if not (self.method.leaks_first and any(0 < len(check.remaining) <= FEW for check in checks[-2:])):
             return False
-        recent = self.state.checks[-self.check_every - 1 :]
+        recent = checks[-self.check_every - 1 :]
         return len(recent) <= self.check_every or any(c.remaining != recent[-1].remaining for c in recent)
 
     def begin(self) -> None:
@@ -141,7 +145,7 @@ class Monitor:
             if self.method.budget and (self.phases or anchored):
                 # a merge is read at its end alone; an anchored run may be over budget already
                 self._read(0, 0.0)
-        if self.check and self.check_every and not self.state.checks and self._note_look(0).met:
+        if self.check and self.check_every and not self.state.checks and self._note_look(0, may_end=True).met:
             reason = f"There was nothing to forget. {forgotten(self.state.checks[0])}"
             self.end(0, "forgotten", reason)
 
@@ -206,7 +210,7 @@ class Monitor:
 
         Forgotten counts only within budget: a met check over budget is looked at again after the first
         reading that is back within it. Near the goal every step is looked at (`closing_in`), and while rows
-        are drawn from `remaining` alone, but for repair steps and rows that do not give way.
+        are drawn from a few alone, but for repair steps and rows that do not give way.
         """
         if self.state.stop or self.phases:
             return self.state.stop
@@ -223,7 +227,7 @@ class Monitor:
         alone = self._alone and not self.state.repairing
         near = closing_in(self.state.checks, self.check_every) or alone
         due = step % self.check_every == 0 or waiting or near
-        if not (due and self._note_look(step).met):
+        if not (due and self._note_look(step, may_end=not self.state.over_budget).met):
             return None
         if budget and not reading:
             self._read(step, rate)
@@ -231,7 +235,7 @@ class Monitor:
             return None
         if self.state.checks[-1].partial:  # taken while over budget
             self.state.checks.pop()
-            if not self._note_look(step).met:
+            if not self._note_look(step, may_end=True).met:
                 return None
         return self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
@@ -321,7 +325,7 @@ class Monitor:
                 f"above its start; at {coefficient:g} it was {last.retain_loss:.3f}."
             )
             self.end(step, "retain-budget", sentence)
-        elif self.check and self.check_every and self._note_look(step).met:
+        elif self.check and self.check_every and self._note_look(step, may_end=True).met:
             self.end(step, "forgotten", forgotten(self.state.checks[-1]))
 
     def save(self, folder: Path) -> None:
@@ -367,14 +371,19 @@ class Monitor:
     def _measure(self, model: nn.Module) -> Tensor:
         return torch.tensor(self.agree(row_losses(model, self.probe).tolist()), dtype=torch.float64)
 
-    def look(self, step: int) -> Check:
-        """A look at the forget records, as the run stands; looks of later steps do not count."""
+    def look(self, step: int, *, may_end: bool) -> Check:
+        """A look at the forget records, as the run stands; looks of later steps do not count.
+
+        Args:
+            step: Optimizer steps taken.
+            may_end: Whether the run may end here, so that all records are asked.
+        """
         assert self.check is not None
         before = [check for check in self.state.checks if check.step <= step]
-        return self.looks.take(self.check, step, before, may_end=not self.state.over_budget)
+        return self.looks.take(self.check, step, before, may_end=may_end)
 
-    def _note_look(self, step: int) -> Check:
-        found = self.look(step)
+    def _note_look(self, step: int, *, may_end: bool) -> Check:
+        found = self.look(step, may_end=may_end)
         self.state.checks.append(found)
         return found
 

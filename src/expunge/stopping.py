@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -126,42 +126,55 @@ def against_holdout(
         looked: Which rows of the forget set these are; without it they are all.
     """
     looked = looked or Looked(range(len(forget)), len(forget), len(forget))
-    usual, made = forget[: looked.usual], control == "synthetic"
-    lead, control_leak = looked.lead, _leak(holdout)
-    bar = _bar(holdout[: looked.usual] if made else holdout, made)
-    if looked.whole:
-        ahead = _mean_nll(usual) - bar
-        nll, bar = _mean_nll(forget), _bar(holdout, made)
-        lead = ahead - (nll - bar)
-    else:
-        nll = _mean_nll(usual) - (lead or 0.0)
-        if made and looked.last and looked.last.control_leak is not None:
-            control_leak = looked.last.control_leak  # of all made records, as the leak is of all real ones
+    standing = _standing(forget, holdout, looked, made=control == "synthetic")
     reproduced = sorted(n for n, score in zip(looked.numbers, forget, strict=True) if score.reproduced)
+    leak = len(reproduced) / looked.known
     found = Check(
         step=step,
-        forget_nll=nll,
-        forget_leak=len(reproduced) / looked.known,
+        forget_nll=standing.nll,
+        forget_leak=leak,
         control=control,
-        control_nll=bar,
-        control_leak=control_leak,
-        met=False,
-        **looked.told(lead),
+        control_nll=standing.bar,
+        control_leak=standing.leak,
+        met=standing.nll >= standing.bar and leak <= standing.leak,
+        **looked.told(standing.lead),
     )
-    if leaks_alone(found):
-        named = looked.whole or looked.remained
-        return found.model_copy(update={"remaining": reproduced if named else []})
-    return found.model_copy(update={"met": nll >= bar})
+    named = looked.whole or looked.remained
+    return found.model_copy(update={"remaining": reproduced}) if named and leaks_alone(found) else found
+
+
+class _Standing(NamedTuple):
+    """Mean NLL of forget rows, NLL and leak to be reached, and what the usual rows were ahead of all."""
+
+    nll: float
+    bar: float
+    leak: float
+    lead: float | None
+
+
+def _standing(
+    forget: Sequence[TokenScores], holdout: Sequence[TokenScores], looked: Looked, *, made: bool
+) -> _Standing:
+    """Of all rows: as they were read, or as the usual ones tell."""
+    usual, bar = _mean_nll(forget[: looked.usual]), _bar(holdout[: looked.usual] if made else holdout, made)
+    ahead, last = usual - bar, looked.last
+    if looked.whole:
+        nll, bar = _mean_nll(forget), _bar(holdout, made)
+        return _Standing(nll, bar, _leak(holdout), ahead - (nll - bar))
+    if last is None or last.control_leak is None or not made:
+        return _Standing(usual - (looked.lead or 0.0), bar, _leak(holdout), looked.lead)
+    bar = last.control_nll  # made records tell the distance; how likely all of them are was read with all
+    return _Standing(bar + ahead - (looked.lead or 0.0), bar, last.control_leak, looked.lead)
 
 
 def leaks_alone(check: Check) -> bool:
     """Whether forget rows are as unlikely as rows never seen, and reproduced more often all the same."""
     if check.control == "swap" or check.control_leak is None:
         return False
-    return check.ahead >= 0 and check.forget_leak > check.control_leak
+    return check.forget_nll >= check.control_nll and check.forget_leak > check.control_leak
 
 
-def all_wanted(check: Check, *, leaks_first: bool) -> bool:
+def all_wanted(check: Check, *, leaks_first: bool, may_end: bool) -> bool:
     """Whether a look at some rows is to be followed by one at all.
 
     It is where these say that the run may end, and, for a method that draws leaks alone, where leaks are all
@@ -170,8 +183,11 @@ def all_wanted(check: Check, *, leaks_first: bool) -> bool:
     Args:
         check: The look at some rows.
         leaks_first: As of the method.
+        may_end: Whether the run may end here; otherwise what some say is not asked of all.
     """
-    return check.partial and (check.met or (leaks_first and leaks_alone(check) and not check.remaining))
+    if not check.partial:
+        return False
+    return (check.met and may_end) or (leaks_first and leaks_alone(check) and not check.remaining)
 
 
 def _bar(holdout: Sequence[TokenScores], made: bool) -> float:

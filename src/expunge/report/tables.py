@@ -202,11 +202,15 @@ def course(record: RunRecord) -> Course:
 
 
 def _narrowed(record: RunRecord) -> int:
-    """Steps whose forget rows were drawn from those alone that the look before them named."""
+    """Steps whose forget rows were drawn from those alone that the last look before them named."""
     if not record.configuration.get("leaks_first"):
         return 0
-    forgetting = {step.step for step in record.history if not step.repair}
-    return sum(check.step + 1 in forgetting for check in record.checks if check.remaining)
+    named = {check.step: bool(check.remaining) for check in record.checks}
+    drawn, narrowed = 0, False
+    for step in record.history:
+        narrowed = named.get(step.step - 1, narrowed)
+        drawn += narrowed and not step.repair
+    return drawn
 
 
 def _marks(record: RunRecord) -> Iterator[str]:
