@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 import conftest
 import expunge
@@ -32,6 +33,7 @@ from expunge.stopping import (
     closing_in,
     forgotten,
 )
+from expunge.unlearner import Unlearner
 
 FORGET, RETAIN, HOLDOUT = (
     conftest.rows()[:12],
@@ -338,6 +340,27 @@ def test_a_real_run_ends_on_a_look_at_all(taught_folder, tmp_path, no_pages):
     last = record.checks[-1]
     assert (last.rows, last.of, last.partial, last.forget_leak) == (12, 12, False, 0.0)
     assert "(12 of 12 records)" in record.stop.sentence
+
+
+def test_a_resumed_run_looks_as_the_whole_one_did(taught_folder, tokenizer, tmp_path):
+    """What a look at all found corrects those that follow, from the checkpoint, too."""
+
+    def run() -> Unlearner:
+        args = UnlearningArguments(
+            output_dir=str(tmp_path), bf16=False, template="none", learning_rate=1e-3, max_steps=60,
+            check_rows=2, check_every=3, sharpness=0.0, per_device_train_batch_size=4, seed=0,
+            save_strategy="steps", save_steps=1, save_total_limit=4,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(taught_folder)
+        return Unlearner(model, args, ngdiff(tolerance=1000.0), tokenizer, FORGET, RETAIN, HOLDOUT)
+
+    whole, again = run(), run()
+    whole.train()
+    assert whole.stop.reason == "forgotten"
+    before = whole.stop.step - 1
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{before}"))
+    assert again.monitor.state.checks == whole.monitor.state.checks
+    assert again.stop == whole.stop
 
 
 def test_looks_at_all_rows_see_the_usual_ones_as_looks_at_these(tokenizer):
