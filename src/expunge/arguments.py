@@ -50,7 +50,7 @@ class UnlearningArguments(TrainingArguments):
         check_every: Optimizer steps between looks at whether the forget records are forgotten; near the goal
             every step is looked at, and while a few records that still leak are drawn alone; 0 never looks.
         check_rows: Forget rows that most looks read, fixed for the run, and as many of the holdout, given or
-            synthetic. Before a run ends as forgotten, or leaks are drawn alone, all others are read, too.
+            synthetic. Before a run ends as forgotten, or leaks are drawn alone, all comparable rows are read.
         diagnose_every: A method with constant weights needs no gradient per objective; every so many
             steps they are computed all the same, for the log. 0 never does.
         refresh_every: A method whose weights depend on gradients computes them every so many optimizer steps
